@@ -1,0 +1,1 @@
+"""Torch side of vlrt: traces checkpoints into bundles. Import name of the exporter."""

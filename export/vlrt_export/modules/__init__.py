@@ -1,0 +1,1 @@
+"""Our own torch modules: written once for tracing, loaded by state-dict name mapping."""

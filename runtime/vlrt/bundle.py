@@ -1,0 +1,157 @@
+"""Opening a bundle: the one place that touches its paths."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlrt import manifest
+from vlrt.errors import BundleError, VlrtError
+from vlrt.manifest import GraphSpec, Manifest
+
+MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 16 << 20
+_CHUNK = 1 << 20
+
+
+class Bundle:
+    """A bundle's folder and its manifest; a file is checked against the manifest before its path is given out.
+
+    Use `Bundle.open`. Names are plain, links are refused, size and SHA-256 are compared on first use.
+    """
+
+    def __init__(self, path: Path, description: Manifest) -> None:
+        self.path = path
+        self.manifest = description
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Reads the manifest and sees that every file is there with the right size.
+
+        Raises:
+            BundleError: not a bundle, an unknown schema, a missing, linked or truncated file.
+        """
+        folder = Path(path)
+        text = _read_manifest(folder)
+        bundle = cls(folder, manifest.parse(text, f"{folder.name}/{MANIFEST}"))
+        for name in bundle.manifest.files:
+            bundle._check_size(name)
+        return bundle
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    def file(self, name: str) -> Path:
+        """Path of a file of the bundle, its content verified (once per opened bundle).
+
+        Raises:
+            BundleError: not a file of the bundle, or its content is not what was exported.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"`{name}` is not a file of the bundle `{self.name}`")
+        with self._lock:
+            known = name in self._verified
+        if not known:
+            self._check_content(name)
+            with self._lock:
+                self._verified.add(name)
+        return self.path / name
+
+    def graph(self, role: str) -> tuple[GraphSpec, Path]:
+        """Signature and verified path of a graph, its external data verified too."""
+        spec = self.manifest.graphs.get(role)
+        if spec is None:
+            have = ", ".join(f"`{r}`" for r in self.manifest.graphs)
+            raise BundleError(f"the bundle `{self.name}` has no graph `{role}`, it has {have or 'none'}")
+        for name in spec.external:
+            self.file(name)
+        return spec, self.file(spec.file)
+
+    def require(self, task: str) -> None:
+        """Raises `BundleError` unless the bundle serves `task`."""
+        if task not in self.manifest.tasks:
+            serves = ", ".join(f"`{t}`" for t in self.manifest.tasks) or "nothing"
+            raise BundleError(
+                f"the bundle `{self.name}` does not serve `{task}`, it serves {serves}",
+                "choose another with `--model`; `vlrt models` lists them",
+            )
+
+    def problems(self) -> Iterator[VlrtError]:
+        """Every file whose content is not what the manifest says, and every file it does not know."""
+        for name in self.manifest.files:
+            try:
+                self._check_size(name)
+                self._check_content(name)
+            except BundleError as error:
+                yield error
+        for path in sorted(self.path.iterdir()):
+            if path.name != MANIFEST and path.name not in self.manifest.files:
+                yield BundleError(f"`{path.name}` is not named by the manifest", "remove it")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, the manifest not counted."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+    def _check_size(self, name: str) -> None:
+        path, entry = self.path / name, self.manifest.files[name]
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            raise BundleError(f"`{name}` is missing from the bundle `{self.path.name}`", _AGAIN) from None
+        except OSError as error:
+            raise BundleError(f"`{name}` cannot be read: {error.strerror}", _AGAIN) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleError(
+                f"`{name}` is not a regular file", "a bundle holds no links; copy the file itself"
+            )
+        if found.st_size != entry.bytes:
+            raise BundleError(f"`{name}` has {found.st_size:,} bytes, expected {entry.bytes:,}", _AGAIN)
+
+    def _check_content(self, name: str) -> None:
+        found, expected = sha256(self.path / name), self.manifest.files[name].sha256
+        if found != expected:
+            what = f"`{name}` was altered: its sha256 is {found[:12]}…, the manifest says {expected[:12]}…"
+            raise BundleError(what, _AGAIN)
+
+
+_AGAIN = "copy the bundle again, or export it again"
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise BundleError(
+            f"`{folder}` is not a folder", "give a bundle's folder or a name from `vlrt models`"
+        )
+    if not path.is_file():
+        raise BundleError(f"`{folder}` is not a bundle: it has no {MANIFEST}", "write one with `vlrt export`")
+    if path.is_symlink() or path.stat().st_size > _LARGEST_MANIFEST:
+        raise BundleError(f"`{path}` is a link or too large for a manifest", _AGAIN)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"`{path}` cannot be read: {error.strerror}", "check its permissions") from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise BundleError(f"`{path.name}` cannot be read: {error.strerror}", _AGAIN) from None
+    return digest.hexdigest()

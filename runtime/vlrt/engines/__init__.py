@@ -1,0 +1,77 @@
+"""Engines: each turns a graph of a bundle into a `Session` on a device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from vlrt.bundle import Bundle
+from vlrt.engines.session import Array, EngineOptions, Session
+from vlrt.errors import EngineError
+
+__all__ = ["Array", "EngineOptions", "Session", "Sessions", "open_session"]
+
+_NOT_YET = {
+    "openvino": "the OpenVINO engine is not part of this version; use `--device cpu`",
+    "tensorrt": "the TensorRT engine is not part of this version; use `--device cuda:0`",
+}
+
+
+def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
+    """Loads one graph of a bundle on the device the options name.
+
+    Raises:
+        BundleError: the bundle lacks the graph, or its file is damaged.
+        EngineError: the engine or device cannot be had; never falls back to another.
+    """
+    kind = options.device.partition(":")[0]
+    if kind in _NOT_YET:
+        raise EngineError(f"device `{options.device}` cannot be had", _NOT_YET[kind])
+    from vlrt.engines.onnxruntime import OnnxRuntimeSession
+
+    spec, path = bundle.graph(role)
+    return OnnxRuntimeSession(spec, path, options)
+
+
+class Sessions:
+    """The sessions of one bundle, each loaded once, in parallel where several are wanted at once."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
+        self.bundle = bundle
+        self.options = options or EngineOptions()
+        self._loading: dict[str, Future[Session]] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, roles: Iterable[str]) -> None:
+        """Starts loading `roles` in the background; `get` waits for each."""
+        wanted = list(dict.fromkeys(roles))
+        with self._lock:
+            wanted = [role for role in wanted if role not in self._loading]
+            if not wanted:
+                return
+            pool = ThreadPoolExecutor(len(wanted), thread_name_prefix="vlrt-load")
+            for role in wanted:
+                self._loading[role] = pool.submit(open_session, self.bundle, role, self.options)
+            pool.shutdown(wait=False)
+
+    def get(self, role: str) -> Session:
+        """The loaded session of `role`."""
+        self.prepare([role])
+        return self._loading[role].result()
+
+    def run_chain(self, roles: Iterable[str], arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs graphs one after the other; each finds its inputs by name in `arrays` and in all earlier outputs.
+
+        Returns:
+            Outputs of all graphs of the chain by name.
+        """
+        roles = list(roles)
+        self.prepare(roles)
+        known = dict(arrays)
+        produced: dict[str, Array] = {}
+        for role in roles:
+            session = self.get(role)
+            produced |= session.run(**{t.name: known[t.name] for t in session.spec.inputs})
+            known |= produced
+        return produced

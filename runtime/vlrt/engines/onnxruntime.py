@@ -1,0 +1,177 @@
+"""Sessions on ONNX Runtime, with any of its execution providers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vlrt.engines.session import Array, EngineOptions, check_array, check_inputs
+from vlrt.errors import BundleError, EngineError, UsageError
+from vlrt.manifest import GraphSpec
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "pip install 'vlrt[cpu]'"),
+    "cuda": ("CUDAExecutionProvider", "pip uninstall onnxruntime, then pip install 'vlrt[gpu]'"),
+    "coreml": ("CoreMLExecutionProvider", "it comes with onnxruntime on macOS"),
+    "dml": ("DmlExecutionProvider", "pip install onnxruntime-directml on Windows"),
+}
+"""Device -> provider, and what to install where it is missing."""
+
+_pool_lock = threading.Lock()
+_pool_threads: int | None = None
+
+
+def load_library() -> ModuleType:
+    """Imports onnxruntime.
+
+    Raises:
+        EngineError: it is not installed, or is damaged.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"onnxruntime cannot be imported: {error}", "pip install 'vlrt[cpu]'") from None
+    if not hasattr(onnxruntime, "InferenceSession"):
+        # Two of its distributions in one environment overwrite each other, and removing one leaves a shell.
+        hint = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'vlrt[cpu]' or 'vlrt[gpu]'"
+        raise EngineError("onnxruntime is installed but empty", hint)
+    return onnxruntime
+
+
+class OnnxRuntimeSession:
+    """One ONNX graph loaded by ONNX Runtime; see `vlrt.engines.session.Session`."""
+
+    def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions) -> None:
+        self.spec = spec
+        library = load_library()
+        provider = _provider(library, options.device)
+        settings = _settings(library, options, path.stem)
+        try:
+            self._session = library.InferenceSession(str(path), settings, providers=[provider])
+        except Exception as error:  # noqa: BLE001 - onnxruntime raises one plain Exception class per status
+            what = f"`{path.name}` cannot be loaded by onnxruntime: {_first_line(error)}"
+            raise BundleError(what, "copy the bundle again, or export it again") from None
+        _check_signature(self._session, spec)
+        self._names = [tensor.name for tensor in spec.outputs]
+
+    def run(self, **arrays: Array) -> dict[str, Array]:
+        check_inputs(self.spec, arrays)
+        try:
+            results = self._session.run(self._names, arrays)
+        except Exception as error:  # noqa: BLE001 - see above
+            raise EngineError(f"`{self.spec.file}` failed: {_first_line(error)}") from None
+        return dict(zip(self._names, results))
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
+        axes = check_inputs(self.spec, inputs)
+        for tensor in self.spec.outputs:
+            check_array(tensor, outputs[tensor.name], axes, "output")
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, _address(name, array))
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, _address(name, array))
+        return _BoundRun(self._session, binding, (inputs, outputs), self.spec.file)
+
+    def end_profile(self) -> Path:
+        """Stops profiling and returns the profile's path."""
+        return Path(self._session.end_profiling())
+
+
+class _BoundRun:
+    """A run over bound buffers; holds the arrays so that their memory stays."""
+
+    def __init__(self, session: Any, binding: Any, keep: object, file: str) -> None:
+        self._run = session._sess.run_with_iobinding  # the public wrapper costs a microsecond per step
+        self._binding, self._keep, self._file = binding._iobinding, keep, file
+
+    def __call__(self) -> None:
+        try:
+            self._run(self._binding, None)
+        except Exception as error:  # noqa: BLE001 - see above
+            raise EngineError(f"`{self._file}` failed: {_first_line(error)}") from None
+
+
+def _provider(library: ModuleType, device: str) -> Any:
+    kind, _, index = device.partition(":")
+    if kind not in PROVIDERS:
+        known = ", ".join(f"`{k}`" for k in PROVIDERS)
+        raise UsageError(f"unknown device `{device}`", f"onnxruntime serves {known}; with an index: `cuda:0`")
+    if index and not index.isdecimal():
+        raise UsageError(f"`{device}` has the index `{index}`, expected a number", "for example `cuda:0`")
+    name, install = PROVIDERS[kind]
+    if name not in library.get_available_providers():
+        have = ", ".join(library.get_available_providers())
+        raise EngineError(f"device `{device}` needs {name}, this onnxruntime has {have}", install)
+    return (name, {"device_id": index or "0"}) if kind == "cuda" else name
+
+
+def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
+    settings = library.SessionOptions()
+    settings.log_severity_level = 3
+    if _shares_pool(library, options.thread_count):
+        settings.use_per_session_threads = False
+    else:
+        settings.intra_op_num_threads = options.thread_count
+        settings.inter_op_num_threads = 1
+    if options.profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.profile / stem)
+    return settings
+
+
+def _shares_pool(library: ModuleType, threads: int) -> bool:
+    """One pool for all sessions of the process: with a pool each, idle ones spin on the cores the next graph needs."""
+    global _pool_threads
+    with _pool_lock:
+        if _pool_threads is None and hasattr(library, "set_global_thread_pool_sizes"):
+            library.set_global_thread_pool_sizes(threads, 1)
+            _pool_threads = threads
+        return _pool_threads == threads
+
+
+def _check_signature(session: Any, spec: GraphSpec) -> None:
+    """The graph must be what the manifest says, or buffers bound by the manifest would be overrun."""
+    for kind, found, expected in (
+        ("inputs", session.get_inputs(), spec.inputs),
+        ("outputs", session.get_outputs(), spec.outputs),
+    ):
+        have, want = {t.name: t for t in found}, {t.name: t for t in expected}
+        if set(have) != set(want):
+            raise BundleError(
+                f"`{spec.file}` has the {kind} {sorted(have)}, the manifest says {sorted(want)}"
+            )
+        for name, tensor in want.items():
+            fixed = zip(have[name].shape, tensor.shape)
+            clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in fixed)
+            if (
+                len(have[name].shape) != len(tensor.shape)
+                or clash
+                or not _same_type(have[name].type, tensor.dtype)
+            ):
+                what = f"`{name}` of `{spec.file}` is {have[name].type} {have[name].shape}"
+                raise BundleError(f"{what}, the manifest says {tensor.dtype} {list(tensor.shape)}")
+
+
+_TYPE_NAMES = {"float": "float32", "float16": "float16", "double": "float64"}
+
+
+def _same_type(found: str, dtype: str) -> bool:
+    inner = found.removeprefix("tensor(").removesuffix(")")
+    return _TYPE_NAMES.get(inner, inner) == dtype
+
+
+def _address(name: str, array: Array) -> int:
+    if not array.flags.c_contiguous:
+        raise EngineError(f"buffer `{name}` is not C-contiguous")
+    return int(array.ctypes.data) if array.size else int(np.empty(1).ctypes.data)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

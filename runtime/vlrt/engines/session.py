@@ -1,0 +1,83 @@
+"""What a loaded graph can do, whichever engine runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlrt.errors import EngineError, UsageError
+from vlrt.manifest import GraphSpec, TensorSpec
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How sessions are opened.
+
+    Args:
+        device: ``cpu``, ``cuda:0``, ``tensorrt:0``, ``openvino:CPU``, ``coreml``.
+        threads: threads of the CPU's pool; 0 means every processor this process may use.
+        profile: folder for the engine's own profile of each graph, or `None`.
+    """
+
+    device: str = "cpu"
+    threads: int = 0
+    profile: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise UsageError(f"`threads` is {self.threads}, expected 0 (all) or more")
+
+    @property
+    def thread_count(self) -> int:
+        return (
+            self.threads or len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+
+
+class Session(Protocol):
+    """One loaded graph on one device."""
+
+    spec: GraphSpec
+
+    def run(self, **arrays: Array) -> dict[str, Array]:
+        """Runs the graph once; arrays by input name, results by output name. Shapes and dtypes are checked."""
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
+        """Binds buffers once; calling the result runs the graph on whatever they hold then, without allocation.
+
+        The arrays must be C-contiguous and outlive the returned callable (it keeps references).
+        """
+
+
+def check_array(spec: TensorSpec, array: Array, axes: dict[str, int], what: str) -> None:
+    """Raises `EngineError` unless `array` fits `spec`; named axes must agree through `axes`, which grows."""
+    if array.dtype != np.dtype(spec.dtype):
+        raise EngineError(f"{what} `{spec.name}` has dtype `{array.dtype}`, expected `{spec.dtype}`")
+    fits = array.ndim == len(spec.shape)
+    for size, axis in zip(array.shape, spec.shape):
+        fits = fits and size == (axis if isinstance(axis, int) else axes.setdefault(axis, size))
+    if not fits:
+        shown = "[" + ", ".join(map(str, spec.shape)) + "]"
+        raise EngineError(f"{what} `{spec.name}` has shape {list(array.shape)}, expected {shown}")
+
+
+def check_inputs(spec: GraphSpec, arrays: Mapping[str, Array]) -> dict[str, int]:
+    """Raises `EngineError` unless `arrays` are exactly the graph's inputs; returns the sizes of its named axes."""
+    names = {tensor.name for tensor in spec.inputs}
+    if set(arrays) != names:
+        problem = ", ".join(f"`{n}`" for n in sorted(names ^ set(arrays)))
+        raise EngineError(f"inputs of `{spec.file}` do not match: missing or unknown {problem}")
+    axes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        check_array(tensor, arrays[tensor.name], axes, "input")
+    return axes

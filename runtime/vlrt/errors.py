@@ -1,0 +1,40 @@
+"""Errors meant for people: what went wrong in one line, and what to do about it."""
+
+from __future__ import annotations
+
+
+class VlrtError(Exception):
+    """A mistake or a missing thing that its user can mend.
+
+    Args:
+        what: one line, lower case, the thing in backticks, what was got and what was expected.
+        hint: a command or an action that helps; empty where there is none.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}\nhint: {self.hint}" if self.hint else self.what
+
+
+class UsageError(VlrtError):
+    """An option or argument that cannot be meant: wrong value, wrong combination."""
+
+    exit_code = 2
+
+
+class BundleError(VlrtError):
+    """A bundle that is missing, damaged, of another schema, or unable to do what was asked."""
+
+
+class EngineError(VlrtError):
+    """An inference engine or device that was asked for and cannot be had."""
+
+
+class ImageError(VlrtError):
+    """An input that is not an image we can read."""

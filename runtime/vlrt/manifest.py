@@ -1,0 +1,363 @@
+"""The schema of `manifest.json`: every number a bundle's runtime needs, as frozen dataclasses with all validation."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vlrt import record
+from vlrt.errors import BundleError
+
+SCHEMA = 1
+"""Version of the manifest's layout that this runtime reads and writes."""
+
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
+_LARGEST_AXIS = 2**31 - 1
+_LARGEST_ROW = 2**31
+"""Elements that the fixed axes of one tensor may multiply to; beyond it a shape is an attack or a mistake."""
+
+
+def refuse(what: str, hint: str = "export the bundle again") -> BundleError:
+    return BundleError(what, hint)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights come from.
+
+    Args:
+        origin: hub id, address or a name of the checkpoint; never a machine's path.
+        revision: commit of the hub, or ``sha256:…`` of the weight file.
+        license: SPDX identifier or a short phrase.
+        note: anything a user must know, e.g. that the weights are random.
+    """
+
+    origin: str
+    revision: str
+    license: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 (hex) of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise refuse("a file record needs a size and 64 hexadecimal digits of sha256")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of a graph's input or output; an axis is a size or a name (equal names, equal sizes)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise refuse(
+                f"tensor `{self.name}` has dtype `{self.dtype}`, expected one of {', '.join(DTYPES)}"
+            )
+        elements = 1
+        for axis in self.shape:
+            if isinstance(axis, int):
+                elements *= axis
+                if not 0 < axis <= _LARGEST_AXIS or elements > _LARGEST_ROW:
+                    raise refuse(f"tensor `{self.name}` has the absurd shape {list(self.shape)}")
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph: its file, the precision of its arithmetic, the external data it reads, its signature.
+
+    `storage` is the precision of the matrices on disk where it differs from that of the arithmetic.
+    """
+
+    file: str
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    external: tuple[str, ...] = ()
+    storage: str = ""
+
+    def input(self, name: str) -> TensorSpec:
+        return _named(self.inputs, name, f"input of `{self.file}`")
+
+    def output(self, name: str) -> TensorSpec:
+        return _named(self.outputs, name, f"output of `{self.file}`")
+
+
+def _named(specs: Iterable[TensorSpec], name: str, what: str) -> TensorSpec:
+    for spec in specs:
+        if spec.name == name:
+            return spec
+    raise refuse(f"`{name}` is not an {what}")
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How a photograph becomes pixels: resize, centre crop, ``(value · scale − mean) / std`` on 0–255, [N, 3, H, W].
+
+    Args:
+        size: height and width of the result in pixels.
+        resize: ``stretch`` to `size`, or ``shortest_edge`` to `shortest_edge` pixels and then a centre crop to `size`.
+        shortest_edge: pixels; only for that resize.
+        interpolation: Pillow's filter of that name.
+        scale, mean, std: see the formula; mean and std per RGB channel.
+        input: name of the graph input that takes the pixels.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float = 1.0
+    resize: Literal["stretch", "shortest_edge"] = "stretch"
+    shortest_edge: int = 0
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    input: str = "pixels"
+
+    def __post_init__(self) -> None:
+        if not all(0 < side <= 8192 for side in self.size) or not 0 <= self.shortest_edge <= 8192:
+            raise refuse(f"image size {list(self.size)} is outside 1 to 8192 pixels")
+        if self.resize == "shortest_edge" and self.shortest_edge < max(self.size):
+            raise refuse(f"shortest edge {self.shortest_edge} is smaller than the crop {list(self.size)}")
+        if not all(self.std) or not self.scale:
+            raise refuse("image scale and std must not be zero")
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How a sentence becomes ids: the tokenizer's file, special ids, longest length in ids (start and end included)."""
+
+    tokenizer: str
+    context: int
+    vocabulary: int
+    pad_id: int
+    start_id: int | None = None
+    end_id: int | None = None
+    pad_to_context: bool = False
+    input: str = "input_ids"
+
+    def __post_init__(self) -> None:
+        ids = [i for i in (self.pad_id, self.start_id, self.end_id) if i is not None]
+        if not 0 < self.context <= 1 << 20 or not all(0 <= i < self.vocabulary for i in ids):
+            raise refuse(f"text section: special ids {ids} must lie in a vocabulary of {self.vocabulary}")
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One tensor that lives between decoder steps.
+
+    Args:
+        kind: ``recurrent`` (read from `input`, written to `output`), ``kv`` (in-place cache of fixed length),
+            ``kv_concat`` (grows by concatenation), ``memory`` (from the image, one row per image, never per beam),
+            ``noise`` (uniforms in [0, 1), drawn for every row before each step).
+        input: name of the step graph's input.
+        output: name of the step graph's output that replaces it; empty for memory and noise.
+        initial: name of the image chain's output it starts from; `input` where empty.
+    """
+
+    kind: Literal["recurrent", "kv", "kv_concat", "memory", "noise"]
+    input: str
+    output: str = ""
+    initial: str = ""
+
+    @property
+    def source(self) -> str:
+        return self.initial or self.input
+
+
+@dataclass(frozen=True)
+class RecordSpec:
+    """A step output kept for every word; `grid` gives rows and columns where it is a map over the image."""
+
+    output: str
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """An autoregressive decoder: where its state comes from, its step graph, its ids and its default options.
+
+    Args:
+        chain: roles run once per image; outputs feed equally named inputs of the next; the last give the states.
+        step: role of the step graph.
+        defaults: values for `vlrt.decode.DecodeOptions` by field name.
+        max_length: most tokens a sequence may have, prompt included.
+    """
+
+    chain: tuple[str, ...]
+    step: str
+    vocabulary: int
+    start_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    pad_id: int
+    states: tuple[StateSpec, ...]
+    max_length: int
+    records: tuple[RecordSpec, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+    token: str = "token"
+    logits: str = "logits"
+
+    def __post_init__(self) -> None:
+        ids = (*self.start_ids, *self.end_ids, self.pad_id)
+        if not 0 < self.vocabulary <= 1 << 24 or not all(0 <= i < self.vocabulary for i in ids):
+            raise refuse(f"decode section: ids {list(ids)} must lie in a vocabulary of {self.vocabulary}")
+        if not self.chain or not self.start_ids or not 0 < self.max_length <= 1 << 20:
+            raise refuse("decode section: needs a chain, a start id and a sensible max_length")
+
+
+@dataclass(frozen=True)
+class EmbedSpec:
+    """A dual encoder: chains of roles into one space, L2-normalised; similarity is ``scale`` · cosine.
+
+    Args:
+        image, text: roles run in order for an image and for a sentence.
+        dimension: length of an embedding.
+        scale: exp(logit scale), the temperature's inverse.
+        templates: prompt templates a label is put into, ``{}`` stands for it.
+        learned_context: inputs of the text graph for learned prompts (vectors, index), empty where it has none.
+        token_width: length of a token's embedding, needed for learned prompts; 0 where there are none.
+    """
+
+    image: tuple[str, ...]
+    text: tuple[str, ...]
+    dimension: int
+    scale: float
+    image_output: str = "image_embedding"
+    text_output: str = "text_embedding"
+    templates: tuple[str, ...] = ("{}",)
+    learned_context: tuple[str, ...] = ()
+    token_width: int = 0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the parity certificate: `value` of `metric` at `stage`, admitted because it is within `limit`."""
+
+    stage: str
+    metric: str
+    value: float
+    limit: float
+    reference: str
+    reference_version: str
+    note: str = ""
+    better: Literal["lower", "higher"] = "lower"
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.limit if self.better == "lower" else self.value >= self.limit
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime needs to know of a bundle; see the fields' types."""
+
+    schema: int
+    name: str
+    family: str
+    tasks: tuple[str, ...]
+    source: Source
+    files: dict[str, FileRecord]
+    graphs: dict[str, GraphSpec]
+    image: ImageSpec | None = None
+    text: TextSpec | None = None
+    decode: DecodeSpec | None = None
+    embed: EmbedSpec | None = None
+    certificate: tuple[Measurement, ...] = ()
+    goldens: str = ""
+    created_by: dict[str, str] = field(default_factory=dict)
+    card: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if not FILE_NAME.fullmatch(name) or name == "manifest.json":
+                raise refuse(
+                    f"`{name}` is not a plain file name inside the bundle", "do not trust this bundle"
+                )
+        for role, graph in self.graphs.items():
+            for name in (graph.file, *graph.external):
+                self._need_file(name, f"graph `{role}`")
+        for name in filter(None, (self.goldens, self.text.tokenizer if self.text else "")):
+            self._need_file(name, "the manifest")
+        self._check_decode()
+        self._check_embed()
+
+    def _need_file(self, name: str, who: str) -> None:
+        if name not in self.files:
+            raise refuse(f"{who} names `{name}`, which is not among the bundle's files")
+
+    def _need_roles(self, roles: Iterable[str], who: str) -> None:
+        for role in roles:
+            if role not in self.graphs:
+                raise refuse(f"the {who} section names the graph `{role}`, which the bundle lacks")
+
+    def _check_decode(self) -> None:
+        if self.decode is None:
+            return
+        self._need_roles((*self.decode.chain, self.decode.step), "decode")
+        step = self.graphs[self.decode.step]
+        step.input(self.decode.token)
+        logits = step.output(self.decode.logits)
+        if logits.shape[-1] != self.decode.vocabulary:
+            raise refuse(
+                f"logits have shape {list(logits.shape)}, expected a vocabulary of {self.decode.vocabulary}"
+            )
+        produced = {spec.name for role in self.decode.chain for spec in self.graphs[role].outputs}
+        for state in self.decode.states:
+            step.input(state.input)
+            if state.kind in ("recurrent", "kv", "kv_concat"):
+                step.output(state.output)
+            if state.kind in ("recurrent", "memory") and state.source not in produced:
+                raise refuse(
+                    f"state `{state.input}` starts from `{state.source}`, which no graph of the chain gives"
+                )
+        for kept in self.decode.records:
+            step.output(kept.output)
+
+    def _check_embed(self) -> None:
+        if self.embed is None:
+            return
+        self._need_roles((*self.embed.image, *self.embed.text), "embed")
+        for roles, output in (
+            (self.embed.image, self.embed.image_output),
+            (self.embed.text, self.embed.text_output),
+        ):
+            spec = self.graphs[roles[-1]].output(output) if roles else None
+            if spec and spec.shape[-1] != self.embed.dimension:
+                raise refuse(
+                    f"`{output}` has shape {list(spec.shape)}, expected dimension {self.embed.dimension}"
+                )
+
+
+def parse(text: str | bytes, where: str = "manifest") -> Manifest:
+    """Reads a manifest from JSON text.
+
+    Raises:
+        BundleError: not JSON, another schema version, or anything that the dataclasses above refuse.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refuse(f"`{where}` is not JSON: {error}") from None
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        hint = "install a newer vlrt" if newer else "export the bundle again with this vlrt"
+        raise refuse(f"`{where}` has schema version {schema!r}, this vlrt reads version {SCHEMA}", hint)
+    return record.read(Manifest, value, where)
+
+
+def dump(manifest: Manifest) -> str:
+    """The manifest as JSON text with a final newline; `parse(dump(m)) == m`."""
+    return json.dumps(record.write(manifest), indent=1, ensure_ascii=False, sort_keys=False) + "\n"
