@@ -109,9 +109,7 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"`{name}` cannot be read: {error.strerror}", _AGAIN) from None
         if not stat.S_ISREG(found.st_mode):
-            raise BundleError(
-                f"`{name}` is not a regular file", "a bundle holds no links; copy the file itself"
-            )
+            raise BundleError(f"`{name}` is not a regular file", "a bundle holds no links; copy the file itself")
         if found.st_size != entry.bytes:
             raise BundleError(f"`{name}` has {found.st_size:,} bytes, expected {entry.bytes:,}", _AGAIN)
 
@@ -128,9 +126,7 @@ _AGAIN = "copy the bundle again, or export it again"
 def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise BundleError(
-            f"`{folder}` is not a folder", "give a bundle's folder or a name from `vlrt models`"
-        )
+        raise BundleError(f"`{folder}` is not a folder", "give a bundle's folder or a name from `vlrt models`")
     if not path.is_file():
         raise BundleError(f"`{folder}` is not a bundle: it has no {MANIFEST}", "write one with `vlrt export`")
     if path.is_symlink() or path.stat().st_size > _LARGEST_MANIFEST:

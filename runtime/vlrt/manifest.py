@@ -64,9 +64,7 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise refuse(
-                f"tensor `{self.name}` has dtype `{self.dtype}`, expected one of {', '.join(DTYPES)}"
-            )
+            raise refuse(f"tensor `{self.name}` has dtype `{self.dtype}`, expected one of {', '.join(DTYPES)}")
         elements = 1
         for axis in self.shape:
             if isinstance(axis, int):
@@ -282,9 +280,7 @@ class Manifest:
     def __post_init__(self) -> None:
         for name in self.files:
             if not FILE_NAME.fullmatch(name) or name == "manifest.json":
-                raise refuse(
-                    f"`{name}` is not a plain file name inside the bundle", "do not trust this bundle"
-                )
+                raise refuse(f"`{name}` is not a plain file name inside the bundle", "do not trust this bundle")
         for role, graph in self.graphs.items():
             for name in (graph.file, *graph.external):
                 self._need_file(name, f"graph `{role}`")
@@ -310,18 +306,14 @@ class Manifest:
         step.input(self.decode.token)
         logits = step.output(self.decode.logits)
         if logits.shape[-1] != self.decode.vocabulary:
-            raise refuse(
-                f"logits have shape {list(logits.shape)}, expected a vocabulary of {self.decode.vocabulary}"
-            )
+            raise refuse(f"logits have shape {list(logits.shape)}, expected a vocabulary of {self.decode.vocabulary}")
         produced = {spec.name for role in self.decode.chain for spec in self.graphs[role].outputs}
         for state in self.decode.states:
             step.input(state.input)
             if state.kind in ("recurrent", "kv", "kv_concat"):
                 step.output(state.output)
             if state.kind in ("recurrent", "memory") and state.source not in produced:
-                raise refuse(
-                    f"state `{state.input}` starts from `{state.source}`, which no graph of the chain gives"
-                )
+                raise refuse(f"state `{state.input}` starts from `{state.source}`, which no graph of the chain gives")
         for kept in self.decode.records:
             step.output(kept.output)
 
@@ -335,9 +327,7 @@ class Manifest:
         ):
             spec = self.graphs[roles[-1]].output(output) if roles else None
             if spec and spec.shape[-1] != self.embed.dimension:
-                raise refuse(
-                    f"`{output}` has shape {list(spec.shape)}, expected dimension {self.embed.dimension}"
-                )
+                raise refuse(f"`{output}` has shape {list(spec.shape)}, expected dimension {self.embed.dimension}")
 
 
 def parse(text: str | bytes, where: str = "manifest") -> Manifest:

@@ -38,11 +38,7 @@ def read(kind: type[T], value: object, where: str) -> T:
 def write(value: Any) -> Any:
     """The JSON form of a record: dataclasses become objects, tuples become lists; fields at their default stay out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: write(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if not _is_default(f, value)
-        }
+        return {f.name: write(getattr(value, f.name)) for f in dataclasses.fields(value) if not _is_default(f, value)}
     if isinstance(value, Mapping):
         return {key: write(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -127,9 +123,7 @@ def _sequence(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     _expect(len(value) == len(arguments), value, where, f"a list of {len(arguments)}")
-    return tuple(
-        _convert(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value))
-    )
+    return tuple(_convert(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value)))
 
 
 def _expect(ok: bool, value: Any, where: str, expected: str) -> Any:

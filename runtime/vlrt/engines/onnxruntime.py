@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def load_library() -> ModuleType:
         # Two of its distributions in one environment overwrite each other, and removing one leaves a shell.
         hint = "pip uninstall onnxruntime onnxruntime-gpu, then pip install 'vlrt[cpu]' or 'vlrt[gpu]'"
         raise EngineError("onnxruntime is installed but empty", hint)
-    return onnxruntime
+    return cast(ModuleType, onnxruntime)
 
 
 class OnnxRuntimeSession:
@@ -143,17 +143,11 @@ def _check_signature(session: Any, spec: GraphSpec) -> None:
     ):
         have, want = {t.name: t for t in found}, {t.name: t for t in expected}
         if set(have) != set(want):
-            raise BundleError(
-                f"`{spec.file}` has the {kind} {sorted(have)}, the manifest says {sorted(want)}"
-            )
+            raise BundleError(f"`{spec.file}` has the {kind} {sorted(have)}, the manifest says {sorted(want)}")
         for name, tensor in want.items():
             fixed = zip(have[name].shape, tensor.shape)
             clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in fixed)
-            if (
-                len(have[name].shape) != len(tensor.shape)
-                or clash
-                or not _same_type(have[name].type, tensor.dtype)
-            ):
+            if len(have[name].shape) != len(tensor.shape) or clash or not _same_type(have[name].type, tensor.dtype):
                 what = f"`{name}` of `{spec.file}` is {have[name].type} {have[name].shape}"
                 raise BundleError(f"{what}, the manifest says {tensor.dtype} {list(tensor.shape)}")
 
