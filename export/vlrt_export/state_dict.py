@@ -1,0 +1,106 @@
+"""Named tensors out of a torch file's inert data: state dicts, dictionaries of them, and whole pickled modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from vlrt.errors import VlrtError
+from vlrt_export.inert_pickle import Record
+from vlrt_export.torch_archive import TorchFile, kind_of
+
+_DEEPEST = 64
+_WRAPPING_KEYS = ("state_dict", "model_state_dict", "model")
+_PARALLEL = {"DataParallel", "DistributedDataParallel"}
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def named_tensors(file: TorchFile) -> dict[str, Tensor]:
+    """All tensors of a torch file by dotted name; a pickled module's names are those of its own ``state_dict()``.
+
+    A dictionary that carries its weights under ``state_dict``, ``model_state_dict`` or ``model`` is opened there,
+    and the prefix that data-parallel training leaves is dropped.
+
+    Raises:
+        VlrtError: the file holds no tensors under names, or is nested without end.
+    """
+    value = _unwrapped(file)
+    found = dict(_walk(file, value, "", 0))
+    if not found:
+        raise VlrtError(
+            f"`{file.path.name}` holds no named tensors", "save a state dict: torch.save(model.state_dict(), FILE)"
+        )
+    if all(name.startswith("module.") for name in found):
+        return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return found
+
+
+def plain_values(file: TorchFile) -> dict[str, Any]:
+    """Text, numbers and flat lists of them that lie beside the weights in the outermost dictionary, e.g. ``epoch``."""
+    if not isinstance(file.value, dict):
+        return {}
+    return {
+        key: item
+        for key, item in file.value.items()
+        if isinstance(key, str)
+        and (isinstance(item, _PLAIN) or (isinstance(item, list) and all(isinstance(part, _PLAIN) for part in item)))
+    }
+
+
+def _unwrapped(file: TorchFile) -> Any:
+    value = file.value
+    for _ in range(4):
+        inner = [value[key] for key in _WRAPPING_KEYS if key in value] if isinstance(value, dict) else []
+        inner = [item for item in inner if isinstance(item, (dict, Record)) and file.tensor(item) is None]
+        if not inner:
+            break
+        value = inner[0]
+    return value
+
+
+def _walk(file: TorchFile, value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if depth > _DEEPEST:
+        raise VlrtError(
+            f"`{file.path.name}` is nested deeper than {_DEEPEST} levels at `{name[:60]}`", "save a state dict"
+        )
+    tensor = file.tensor(value)
+    if tensor is not None:
+        yield name, tensor
+        return
+    for key, child in _children(file, value).items():
+        if isinstance(key, str):
+            yield from _walk(file, child, f"{name}.{key}" if name else key, depth + 1)
+
+
+def _children(file: TorchFile, value: Any) -> dict[Any, Any]:
+    if isinstance(value, dict):
+        return value
+    kind = kind_of(value)
+    if kind is None:
+        return {}
+    if not isinstance(value.state, dict):
+        return dict(value.entries)
+    if kind.module.startswith("__torch__"):
+        return {key: item for key, item in value.state.items() if isinstance(item, Record)}
+    return _module_children(value)
+
+
+def _module_children(module: Record) -> dict[Any, Any]:
+    """Parameters, buffers and submodules in a pickled `nn.Module`'s ``__dict__``; anything else is no module."""
+    state = module.state
+    parts = {key: _mapping(state.get(key)) for key in ("_parameters", "_buffers", "_modules")}
+    kind = kind_of(module)
+    if kind and kind.name in _PARALLEL:
+        inner = parts["_modules"].get("module")
+        if isinstance(inner, Record) and isinstance(inner.state, dict):
+            return _module_children(inner)
+    transient = state.get("_non_persistent_buffers_set")
+    if isinstance(transient, set):
+        parts["_buffers"] = {key: item for key, item in parts["_buffers"].items() if key not in transient}
+    return {key: item for part in parts.values() for key, item in part.items()}
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
