@@ -1,0 +1,184 @@
+"""Writing a bundle: staging folder, graphs, parity, manifest last, one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx
+
+import vlrt
+from vlrt import manifest
+from vlrt.bundle import MANIFEST, Bundle, sha256
+from vlrt.engines import Sessions
+from vlrt.errors import VlrtError
+from vlrt.manifest import FileRecord, GraphSpec, Manifest, Measurement, TensorSpec
+from vlrt_export.goldens import FILE, write_goldens
+from vlrt_export.graph import Graph, Plan
+from vlrt_export.parity import admit, measure_graph
+from vlrt_export.precision import store_exact_halves
+from vlrt_export.trace import signature, trace
+
+Progress = Callable[[str], None]
+
+EXTERNAL_ABOVE = 512 << 20
+"""Bytes of weights beyond which a graph keeps them in a file beside it; a protobuf file ends at 2 GiB."""
+
+
+def write_bundle(plan: Plan, target: Path, *, force: bool = False, progress: Progress = lambda line: None) -> Manifest:
+    """Traces, proves and writes everything of a plan; `target` appears whole or not at all.
+
+    Args:
+        target: the bundle's folder; must not exist unless `force`.
+        force: replace an existing bundle (and only a bundle) at `target`.
+        progress: told each stage in a few words.
+
+    Raises:
+        VlrtError: the target exists or cannot be written, the disk is full, or parity fails.
+    """
+    check_target(target, force)
+    with _staging(target) as folder:
+        described = _write_files(plan, folder, progress)
+        certificate = _prove(plan, folder, progress)
+        described = replace(described, certificate=tuple(certificate), goldens=FILE, files=_records(folder))
+        _write_manifest(folder, described)
+        Bundle.open(folder)
+        _publish(folder, target)
+    return described
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Refuses early, before minutes of tracing, what could not be written at the end."""
+    if target.exists() or target.is_symlink():
+        if not force:
+            raise VlrtError(f"`{target}` already exists", "use --force to replace it, or another folder with -o")
+        if target.is_symlink() or not (target / MANIFEST).is_file():
+            raise VlrtError(f"`{target}` is not a bundle, so it is not replaced", "choose another folder with -o")
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target (same file system, so that the rename is atomic); removed on any exit."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise VlrtError(f"`{target.parent}` cannot be written: {error.strerror}", "choose another with -o") from None
+    folder.chmod(0o755)
+    try:
+        yield folder
+    except OSError as error:
+        what = f"writing `{target}` failed: {error.strerror or error}"
+        raise VlrtError(what, "free some space or choose another folder with -o; nothing was left behind") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Renames the staged folder to the target; an old bundle is moved aside first and back if that fails."""
+    if not target.exists():
+        os.rename(folder, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.rename(target, old / "bundle")
+    try:
+        os.rename(folder, target)
+    except BaseException:
+        os.rename(old / "bundle", target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
+    graphs = {}
+    for graph in plan.graphs:
+        progress(f"tracing {graph.role}")
+        graphs[graph.role] = _write_graph(graph, folder)
+    for name, content in plan.files.items():
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / name)
+    described = Manifest(
+        schema=manifest.SCHEMA,
+        name=plan.name,
+        family=plan.family,
+        tasks=tuple(plan.tasks),
+        source=plan.source,
+        files=_records(folder),
+        graphs=graphs,
+        image=plan.image,
+        text=plan.text,
+        decode=plan.decode,
+        embed=plan.embed,
+        created_by=_versions(),
+        card=plan.card,
+        extra=dict(plan.extra),
+    )
+    _write_manifest(folder, described)
+    return described
+
+
+def _write_graph(graph: Graph, folder: Path) -> GraphSpec:
+    model = trace(graph)
+    halves = store_exact_halves(model)
+    file, external = f"{graph.role}.onnx", f"{graph.role}.bin"
+    large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > EXTERNAL_ABOVE
+    if large:
+        onnx.save_model(model, folder / file, save_as_external_data=True, location=external, size_threshold=1024)
+    else:
+        onnx.save_model(model, folder / file)
+    return GraphSpec(
+        file=file,
+        precision="fp32",
+        inputs=tuple(TensorSpec(info.name, *signature(info)) for info in model.graph.input),
+        outputs=tuple(TensorSpec(info.name, *signature(info)) for info in model.graph.output),
+        external=(external,) if large else (),
+        storage="fp16" if halves else "",
+    )
+
+
+def _prove(plan: Plan, folder: Path, progress: Progress) -> list[Measurement]:
+    """Climbs the parity ladder on the staged files, stops at the first rung that breaks, then stores goldens."""
+    bundle = Bundle.open(folder)
+    sessions = Sessions(bundle)
+    certificate: list[Measurement] = []
+    for graph in plan.graphs:
+        progress(f"proving {graph.role} against torch")
+        certificate += measure_graph(graph, sessions)
+        admit(certificate)
+    for check in plan.checks:
+        progress(f"proving {getattr(check, '__name__', 'the family').replace('_', ' ')}")
+        certificate += check(folder)
+        admit(certificate)
+    write_goldens(plan, folder, bundle, sessions)
+    return certificate
+
+
+def _records(folder: Path) -> dict[str, FileRecord]:
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    return {path.name: FileRecord(path.stat().st_size, sha256(path)) for path in files}
+
+
+def _write_manifest(folder: Path, described: Manifest) -> None:
+    temporary = folder / f"{MANIFEST}.part"
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(manifest.dump(described))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+
+def _versions() -> dict[str, str]:
+    found = {"vlrt": vlrt.__version__}
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

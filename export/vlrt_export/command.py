@@ -1,0 +1,82 @@
+"""`vlrt export`: the exporter's only door. Imports torch when it runs, not before."""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlrt import zoo
+from vlrt.errors import VlrtError
+
+if TYPE_CHECKING:
+    from vlrt.manifest import Manifest
+
+_NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onnxruntime")
+
+
+@click.command(short_help="Trace a model to a bundle and prove it against torch.")
+@click.argument("name")
+@click.option("--source", metavar="CHECKPOINT", help="Hub id, local folder, or a checkpoint file.")
+@click.option("--random", is_flag=True, help="The architecture with random weights, for latency work.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the random weights.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle.  [default: VLRT_HOME/NAME]"
+)
+@click.option("--force", is_flag=True, help="Replace the bundle at the output folder.")
+@click.option("--encoder", help="Image encoder of a captioner: vgg16, vgg19, googlenet, resnet101, efficientnet-lite2.")
+@click.option("--attention", help="Attention of a captioner: soft, hard or hard-sampled.")
+@click.option("--tokenizer", type=click.Path(), help="Tokenizer file or folder, where the checkpoint has none.")
+@click.option("--json", "as_json", is_flag=True, help="Print the parity certificate as JSON.")
+def export(name: str, output: Path | None, force: bool, as_json: bool, **choices: Any) -> None:
+    """Trace the model NAME (see `vlrt models`) to ONNX, prove every graph against torch, write one bundle."""
+    _need_libraries()
+    from vlrt_export.bundle_writer import check_target, write_bundle
+    from vlrt_export.request import Request, build
+
+    entry = zoo.entry(name)
+    target = output or zoo.home() / name
+    check_target(target, force)
+    source, random, seed = (choices.pop(key) for key in ("source", "random", "seed"))
+    given = {key: value for key, value in choices.items() if value is not None}
+    bundle_name = target.name if output else name
+    request = Request(
+        bundle_name, entry, source or (None if random else entry.source or None), random, seed, entry.options | given
+    )
+    started = time.monotonic()
+    plan = build(request)
+    manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"))
+    _report(manifest, target, time.monotonic() - started, as_json)
+
+
+def _need_libraries() -> None:
+    missing = [package for package in _NEEDED if find_spec(package) is None]
+    if missing:
+        what = f"exporting needs {', '.join(f'`{m}`' for m in missing)}, not installed here"
+        raise VlrtError(what, "pip install 'vlrt[export]'")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _report(manifest: Manifest, target: Path, seconds: float, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        from vlrt import record
+
+        value = {"bundle": str(target), "seconds": round(seconds, 2), "certificate": record.write(manifest.certificate)}
+        click.echo(json.dumps(value))
+        return
+    size = sum(entry.bytes for entry in manifest.files.values())
+    for line in manifest.certificate:
+        click.echo(f"  {line.stage:32} {line.metric}: {line.value:.3g} (limit {line.limit:.3g})")
+    click.echo(
+        f"{target}: {len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, {seconds:.0f} s; all within their limits"
+    )
+    sys.stdout.flush()

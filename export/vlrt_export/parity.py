@@ -1,0 +1,75 @@
+"""Parity of written graphs with torch, through the runtime's own sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from vlrt.engines import Array, Sessions
+from vlrt.errors import VlrtError
+from vlrt.manifest import Measurement
+from vlrt_export.graph import Graph
+
+
+class ParityError(VlrtError):
+    """A graph or a rung differs from the reference by more than its tolerance; nothing was written."""
+
+
+def measure_graph(graph: Graph, sessions: Sessions) -> Iterator[Measurement]:
+    """Rung 2: largest absolute difference between torch and the written graph, per output, over all cases.
+
+    Raises:
+        ValueError: the family gave cases of one shape only for a graph with dynamic axes.
+    """
+    cases = [graph.inputs, *graph.cases]
+    if graph.dynamic and len({_shapes(case) for case in cases}) < 2:
+        raise ValueError(f"graph `{graph.role}` has dynamic axes: give cases of several shapes")
+    worst = dict.fromkeys(graph.outputs, 0.0)
+    for case in cases:
+        expected = run_torch(graph, case)
+        found = sessions.get(graph.role).run(**{name: value.numpy() for name, value in case.items()})
+        for name in graph.outputs:
+            worst[name] = max(worst[name], difference(found[name], expected[name]))
+    for name, value in worst.items():
+        yield Measurement(
+            f"{graph.role}.{name}",
+            f"max abs error over {len(cases)} cases",
+            value,
+            graph.tolerance,
+            "torch module",
+            torch.__version__,
+        )
+
+
+def run_torch(graph: Graph, inputs: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """Runs the graph's module; outputs by name as arrays."""
+    with torch.no_grad():
+        result = graph.module(*inputs.values())
+    values = result if isinstance(result, (tuple, list)) else (result,)
+    return {name: value.numpy() for name, value in zip(graph.outputs, values)}
+
+
+def difference(found: Array, expected: Array) -> float:
+    """Largest absolute difference; infinite where shapes differ or only one of the two is not a number."""
+    if found.shape != expected.shape:
+        return float("inf")
+    with np.errstate(invalid="ignore"):  # inf - inf: equal infinities are no difference
+        gap = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    gap[found == expected] = 0.0
+    return float("inf") if np.isnan(gap).any() else float(gap.max(initial=0.0))
+
+
+def admit(measurements: list[Measurement]) -> None:
+    """Raises `ParityError` that names the worst of those beyond their limit."""
+    failed = [m for m in measurements if not m.passed]
+    if failed:
+        first = failed[0]
+        what = f"`{first.stage}` fails parity: {first.metric} is {first.value:.3g}, the limit is {first.limit:.3g}"
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ParityError(what + more, "the bundle was not written; please report the model and versions")
+
+
+def _shapes(case: Mapping[str, torch.Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(value.shape) for value in case.values())

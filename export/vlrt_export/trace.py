@@ -1,0 +1,97 @@
+"""Tracing a `Graph` to ONNX, and the clean-up after it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import onnx
+import torch
+
+from vlrt.errors import VlrtError
+from vlrt_export.graph import Graph
+
+OPSET = 21
+"""Of the standard domain: the newest that every execution provider of interest takes."""
+
+
+def trace(graph: Graph) -> onnx.ModelProto:
+    """Traces a graph with `torch.onnx.export(dynamo=True)`.
+
+    Returns:
+        The model with named axes, without the tracer's notes about source files and without stale shapes.
+
+    Raises:
+        VlrtError: torch cannot trace the module.
+    """
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                graph.module,
+                tuple(graph.inputs.values()),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                dynamic_shapes=tuple(dict(graph.dynamic.get(name, {})) or None for name in graph.inputs),
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise VlrtError(f"graph `{graph.role}` cannot be traced: {reason}", "report this with the model") from error
+    if program is None:
+        raise VlrtError(f"graph `{graph.role}` was traced to nothing", "report this with the model")
+    return _tidy(program.model_proto, graph)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer prints progress and warns of libraries it does not need; neither is for our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tidy(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
+    """Removes stack traces (they name the exporting machine's folders) and intermediate shapes, names output axes."""
+    model.producer_name, model.producer_version, model.doc_string = "vlrt", "", ""
+    body = model.graph
+    body.name, body.doc_string = graph.role, ""
+    del model.metadata_props[:]
+    del body.metadata_props[:]
+    del body.value_info[:]
+    for node in body.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for info in (*body.input, *body.output, *body.initializer):
+        info.doc_string = ""
+        if hasattr(info, "metadata_props"):
+            del info.metadata_props[:]
+    for output in body.output:
+        _name_axes(output, graph.output_axes.get(output.name, {}))
+    return model
+
+
+def _name_axes(info: onnx.ValueInfoProto, names: Mapping[int, str]) -> None:
+    for axis, dimension in enumerate(info.type.tensor_type.shape.dim):
+        if axis in names:
+            dimension.Clear()
+            dimension.dim_param = names[axis]
+
+
+def signature(info: onnx.ValueInfoProto) -> tuple[str, tuple[int | str, ...]]:
+    """Dtype name and shape of a graph input or output; an axis without size or name is an error of the family."""
+    tensor = info.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    if not all(shape):
+        raise ValueError(f"`{info.name}` has an unnamed axis: {shape}")
+    return dtype, shape

@@ -1,0 +1,94 @@
+"""Sentences to ids and back, as the manifest says."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlrt.bundle import Bundle
+from vlrt.errors import BundleError, UsageError
+from vlrt.manifest import TextSpec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TextTruncatedWarning(UserWarning):
+    """A sentence was longer than the model's context and was cut."""
+
+
+class TextCodec:
+    """A bundle's tokenizer with its special ids; use `TextCodec.open`."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: TextSpec) -> None:
+        self.tokenizer = tokenizer
+        self.spec = spec
+
+    @classmethod
+    def open(cls, bundle: Bundle) -> TextCodec:
+        """Loads the bundle's tokenizer.
+
+        Raises:
+            BundleError: the bundle has none, or its file is damaged.
+        """
+        from tokenizers import Tokenizer
+
+        spec = bundle.manifest.text
+        if spec is None:
+            raise BundleError(f"the bundle `{bundle.name}` has no tokenizer")
+        path = bundle.file(spec.tokenizer)
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
+            raise BundleError(f"`{spec.tokenizer}` is not a tokenizer: {error}", "export the bundle again") from None
+        # The manifest alone says how long and how padded; a tokenizer file may carry settings of its own.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer, spec)
+
+    def ids(self, sentence: str, *, reserve: int = 0) -> list[int]:
+        """Ids of one sentence with start and end id; cut to the context less `reserve`, the end id kept, with a warning.
+
+        Raises:
+            UsageError: the sentence is empty.
+        """
+        if not sentence.strip():
+            raise UsageError("an empty text has no meaning to compare", "give at least one word")
+        spec = self.spec
+        inner = list(self.tokenizer.encode(sentence, add_special_tokens=False).ids)
+        specials = (spec.start_id is not None) + (spec.end_id is not None)
+        room = spec.context - specials - reserve
+        if len(inner) > room:
+            shown = sentence if len(sentence) <= 40 else sentence[:37] + "..."
+            warnings.warn(
+                f"`{shown}` has {len(inner)} tokens, the model reads {room}; the rest was cut",
+                TextTruncatedWarning,
+                stacklevel=2,
+            )
+        start = [] if spec.start_id is None else [spec.start_id]
+        end = [] if spec.end_id is None else [spec.end_id]
+        return [*start, *inner[:room], *end]
+
+    def encode(self, sentences: Sequence[str]) -> NDArray[np.int64]:
+        """Ids of sentences, padded at the end to the longest of them: int64 [N, L]."""
+        return self.pad([self.ids(sentence) for sentence in sentences])
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+        """Rows of ids padded at the end with the pad id: int64 [N, L]."""
+        width = self.spec.context if self.spec.pad_to_context else max(map(len, rows), default=0)
+        padded = np.full((len(rows), width), self.spec.pad_id, dtype=np.int64)
+        for row, ids in zip(padded, rows):
+            row[: len(ids)] = ids
+        return padded
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The sentence of generated ids; special ids leave no trace."""
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)).strip()
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """Each id's own text, for showing what belongs to which step."""
+        return [self.tokenizer.decode([int(i)], skip_special_tokens=False).strip() for i in ids]

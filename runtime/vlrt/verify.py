@@ -1,0 +1,127 @@
+"""The rungs of the parity ladder that need no torch: the bundle's graphs on fixed inputs against stored goldens.
+
+What a bundle gives on one synthetic picture and a few sentences is written at export, with torch's modules in place
+of the graphs; `verify` computes it again on the machine at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlrt import image as pictures
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, StepModel, generate
+from vlrt.engines import Array, EngineOptions, Sessions
+from vlrt.errors import BundleError
+from vlrt.manifest import Measurement
+from vlrt.text import TextCodec
+
+RunChain = Callable[[Iterable[str], Mapping[str, Array]], dict[str, Array]]
+
+SENTENCES = ("a dog on the grass", "two children play in the snow near a red car")
+_KEPT = 48
+"""Values of a tensor that a golden keeps, evenly spaced."""
+
+_VALUE_LIMIT = 2e-3
+"""On stored values, relative to the tensor's standard deviation: other processors round and fuse otherwise."""
+
+
+def synthetic_picture() -> Image.Image:
+    """A picture made of formulas, 200x150: gradients, a disc and stripes; the same on every machine."""
+    y, x = np.mgrid[0:150, 0:200]
+    red = (x * 255) // 199
+    green = (y * 255) // 149
+    blue = np.where((x // 8 + y // 16) % 2 == 0, 200, 40)
+    disc = (x - 120) ** 2 + (y - 70) ** 2 < 40**2
+    channels = [np.where(disc, value, channel) for value, channel in zip((230, 60, 30), (red, green, blue))]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str, Any]:
+    """What the bundle gives on the fixed inputs, as JSON values.
+
+    Args:
+        run_chain: runs graphs by role; the exporter passes torch's modules here.
+        sessions: for the decoder's step graph.
+    """
+    found: dict[str, Any] = {}
+    described = bundle.manifest
+    chains: list[tuple[str, ...]] = []
+    if described.decode:
+        chains.append(described.decode.chain)
+    if described.embed:
+        chains.append(described.embed.image)
+    if described.image and chains:
+        pixels = pictures.preprocess([synthetic_picture()], described.image)
+        found["pixels"] = fingerprint(pixels)
+        for chain in chains:
+            outputs = run_chain(chain, {described.image.input: pixels})
+            found |= {f"image.{name}": fingerprint(value) for name, value in outputs.items()}
+            if described.decode and chain == described.decode.chain:
+                found["decode"] = _decode(bundle, outputs, sessions)
+    if described.embed and described.text:
+        ids = TextCodec.open(bundle).encode(SENTENCES)
+        found["ids"] = ids.tolist()
+        arrays: dict[str, Array] = {described.text.input: ids}
+        if described.embed.learned_context:
+            context, index = described.embed.learned_context
+            arrays[context] = np.zeros((len(ids), 1, described.embed.token_width), np.float32)
+            arrays[index] = np.full(ids.shape, -1, np.int64)
+        outputs = run_chain(described.embed.text, arrays)
+        found |= {f"text.{name}": fingerprint(value) for name, value in outputs.items()}
+    return found
+
+
+def _decode(bundle: Bundle, initial: Mapping[str, Array], sessions: Sessions) -> list[dict[str, Any]]:
+    spec = bundle.manifest.decode
+    if spec is None:
+        raise BundleError(f"the bundle `{bundle.name}` decodes nothing")
+    options = DecodeOptions.from_manifest(spec.defaults)
+    hypotheses = generate(StepModel(spec, sessions.get(spec.step)), initial, options)[0]
+    return [{"tokens": list(map(int, h.tokens)), "score": float(h.score)} for h in hypotheses]
+
+
+def fingerprint(array: Array) -> dict[str, Any]:
+    """Shape, mean, standard deviation and some evenly spaced values of a tensor."""
+    flat: NDArray[np.float64] = array.astype(np.float64).ravel()
+    places = np.linspace(0, flat.size - 1, min(_KEPT, flat.size)).astype(np.int64)
+    values = [round(float(v), 6) for v in flat[places]]
+    return {"shape": list(array.shape), "mean": float(flat.mean()), "std": float(flat.std()), "values": values}
+
+
+def verify(bundle: Bundle, options: EngineOptions | None = None) -> Iterator[Measurement]:
+    """Computes the bundle's goldens again and measures how far they are from the stored ones.
+
+    Raises:
+        BundleError: the bundle has no goldens, or they are damaged.
+    """
+    name = bundle.manifest.goldens
+    if not name:
+        raise BundleError(f"the bundle `{bundle.name}` has no goldens to verify", "export it again")
+    try:
+        stored = json.loads(bundle.file(name).read_text("utf-8"))
+    except ValueError:
+        raise BundleError(f"`{name}` is not JSON", "export the bundle again") from None
+    sessions = Sessions(bundle, options)
+    found = observe(bundle, sessions.run_chain, sessions)
+    for key, expected in stored.items():
+        yield _compare(key, expected, found.get(key))
+
+
+def _compare(key: str, expected: Any, found: Any) -> Measurement:
+    if key == "ids":
+        wrong = float(expected != found)
+        return Measurement("token ids", "rows that differ", wrong, 0.0, "golden", "")
+    if key == "decode":
+        same = [h["tokens"] for h in expected] == [h["tokens"] for h in found or []]
+        return Measurement("decode", "hypotheses that differ", float(not same), 0.0, "golden", "")
+    if found is None or found["shape"] != expected["shape"]:
+        return Measurement(key, "shape differs", 1.0, 0.0, "golden", "")
+    gap = np.abs(np.subtract(found["values"], expected["values"])).max() / max(expected["std"], 1e-6)
+    return Measurement(key, "max error / std", float(gap), _VALUE_LIMIT, "golden", "")

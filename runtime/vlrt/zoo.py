@@ -1,0 +1,148 @@
+"""`models.yaml`: the models we know by name, where their bundles lie, and each task's default."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vlrt import record
+from vlrt.bundle import MANIFEST, Bundle
+from vlrt.errors import BundleError
+
+SHIPPED = "bundles"
+"""Folder inside the package with the bundles that come with the wheel."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo.
+
+    Args:
+        family: name of the exporter's family; its file in `vlrt_export.families` has that name.
+        tasks: what its bundle serves.
+        source: default checkpoint: a hub id; empty where the user must give one.
+        license: of that checkpoint.
+        summary: one line for `vlrt models`.
+        tolerances: limits of the parity ladder by rung.
+        options: values the family understands (sizes, encoder, …).
+        shipped: whether the bundle comes with the wheel.
+    """
+
+    family: str
+    tasks: tuple[str, ...]
+    summary: str
+    source: str = ""
+    license: str = ""
+    precisions: tuple[str, ...] = ("fp32",)
+    tolerances: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    shipped: bool = False
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """All entries by name, and the default model of each task."""
+
+    defaults: dict[str, str]
+    models: dict[str, Entry]
+
+
+@cache
+def zoo() -> Zoo:
+    """Reads `models.yaml` of the installed package, or of the source tree."""
+    import yaml
+
+    inside = resources.files("vlrt") / "models.yaml"
+    source = Path(__file__).resolve().parents[2] / "models.yaml"
+    text = inside.read_text("utf-8") if inside.is_file() else source.read_text("utf-8")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return record.read(Zoo, yaml.load(text, loader), "models.yaml")
+
+
+def entry(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        BundleError: unknown; the nearest names are given.
+    """
+    found = zoo().models.get(name)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+def home() -> Path:
+    """Folder of exported bundles: `VLRT_HOME`, or `vlrt` in the user's data folder."""
+    given = os.environ.get("VLRT_HOME")
+    if given:
+        return Path(given)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "vlrt"
+
+
+def cache_folder() -> Path:
+    """Folder of what can be computed again: `VLRT_CACHE`, or `vlrt` in the user's cache folder."""
+    given = os.environ.get("VLRT_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlrt"
+
+
+def locate(name: str) -> Path | None:
+    """Folder of the bundle called `name`: one the user exported, else one that came with the wheel."""
+    for folder in (home() / name, Path(__file__).parent / SHIPPED / name):
+        if (folder / MANIFEST).is_file():
+            return folder
+    return None
+
+
+def resolve(model: str | os.PathLike[str] | None, task: str) -> Bundle:
+    """Opens the bundle to use for `task`.
+
+    Args:
+        model: a bundle's folder, a name, or `None` for the task's default.
+
+    Raises:
+        BundleError: unknown, not exported yet, damaged, or not serving the task.
+    """
+    if model is None:
+        name = zoo().defaults.get(task)
+        if name is None:
+            raise BundleError(
+                f"no default model serves `{task}`", "choose one with `--model`; `vlrt models` lists them"
+            )
+    else:
+        name = os.fspath(model)
+    folder = Path(name) if _looks_like_path(name) else locate(name)
+    if folder is None:
+        raise _not_exported(name) if name in zoo().models else _unknown(name)
+    bundle = Bundle.open(folder)
+    bundle.require(task)
+    return bundle
+
+
+def _looks_like_path(name: str) -> bool:
+    return os.sep in name or name.startswith(".") or (Path(name) / MANIFEST).is_file()
+
+
+def _not_exported(name: str) -> BundleError:
+    need = "" if zoo().models[name].source else " --source CHECKPOINT"
+    return BundleError(f"the model `{name}` is not exported yet", f"vlrt export {name}{need}")
+
+
+def _unknown(name: str) -> BundleError:
+    names = sorted({*zoo().models, *exported()})
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = "did you mean " + " or ".join(f"`{n}`" for n in near) + "?" if near else "`vlrt models` lists them"
+    return BundleError(f"no model or bundle is called `{name}`", hint)
+
+
+def exported() -> list[str]:
+    """Names of the bundles in the user's folder."""
+    folder = home()
+    return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else []
