@@ -51,7 +51,7 @@ class TextCodec:
         return cls(tokenizer, spec)
 
     def ids(self, sentence: str, *, reserve: int = 0) -> list[int]:
-        """Ids of one sentence with start and end id; cut to the context less `reserve`, the end id kept, with a warning.
+        """Ids of one sentence with start and end id; cut to the context less `reserve` with a warning, the end kept.
 
         Raises:
             UsageError: the sentence is empty.

@@ -101,6 +101,19 @@ def locate(name: str) -> Path | None:
     return None
 
 
+def find(model: str | os.PathLike[str]) -> Path:
+    """The folder meant by a bundle's path or name.
+
+    Raises:
+        BundleError: no such bundle; says how to export it, or gives the nearest names.
+    """
+    name = os.fspath(model)
+    folder = Path(name) if _looks_like_path(name) else locate(name)
+    if folder is None:
+        raise _not_exported(name) if name in zoo().models else _unknown(name)
+    return folder
+
+
 def resolve(model: str | os.PathLike[str] | None, task: str) -> Bundle:
     """Opens the bundle to use for `task`.
 
@@ -111,17 +124,10 @@ def resolve(model: str | os.PathLike[str] | None, task: str) -> Bundle:
         BundleError: unknown, not exported yet, damaged, or not serving the task.
     """
     if model is None:
-        name = zoo().defaults.get(task)
-        if name is None:
-            raise BundleError(
-                f"no default model serves `{task}`", "choose one with `--model`; `vlrt models` lists them"
-            )
-    else:
-        name = os.fspath(model)
-    folder = Path(name) if _looks_like_path(name) else locate(name)
-    if folder is None:
-        raise _not_exported(name) if name in zoo().models else _unknown(name)
-    bundle = Bundle.open(folder)
+        model = zoo().defaults.get(task)
+    if model is None:
+        raise BundleError(f"no default model serves `{task}`", "choose one with `--model`; `vlrt models` lists them")
+    bundle = Bundle.open(find(model))
     bundle.require(task)
     return bundle
 

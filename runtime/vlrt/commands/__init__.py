@@ -1,0 +1,1 @@
+"""Commands: each parses, calls a task, and prints. The only place that prints."""

@@ -1,0 +1,55 @@
+"""`vlrt inspect`: what a bundle holds."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from vlrt import record, zoo
+from vlrt.bundle import Bundle
+from vlrt.manifest import Manifest, TensorSpec
+
+
+@click.command(short_help="Show what a bundle holds, and its parity certificate.")
+@click.argument("bundle")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(bundle: str, as_json: bool) -> None:
+    """Show the manifest of BUNDLE (folder or name): graphs, numbers, and the parity certificate."""
+    opened = Bundle.open(zoo.find(bundle))
+    if as_json:
+        click.echo(json.dumps(record.write(opened.manifest), ensure_ascii=False))
+        return
+    _print(opened, opened.manifest)
+
+
+def _print(opened: Bundle, found: Manifest) -> None:
+    click.echo(f"{found.name}: family {found.family}, serves {', '.join(found.tasks)}; {opened.size / 1e6:.1f} MB")
+    click.echo(f"source   {found.source.origin} ({found.source.license}) {found.source.revision}")
+    if found.source.note:
+        click.echo(f"note     {found.source.note}")
+    click.echo("made by  " + ", ".join(f"{name} {number}" for name, number in found.created_by.items()))
+    for role, graph in found.graphs.items():
+        size = sum(found.files[name].bytes for name in (graph.file, *graph.external))
+        stored = f", stored {graph.storage}" if graph.storage else ""
+        click.echo(f"graph    {role}: {graph.precision}{stored}, {size / 1e6:.1f} MB")
+        click.echo(f"           {_shapes(graph.inputs)} -> {_shapes(graph.outputs)}")
+    if found.image:
+        fit = f"{found.image.resize} to {found.image.size[0]}x{found.image.size[1]}, {found.image.interpolation}"
+        click.echo(f"image    {fit}; mean {list(found.image.mean)}, std {list(found.image.std)}")
+    if found.text:
+        click.echo(f"text     {found.text.vocabulary} tokens, context {found.text.context}")
+    if found.decode:
+        click.echo(f"decode   {json.dumps(found.decode.defaults)}")
+    if found.embed:
+        click.echo(f"embed    {found.embed.dimension} dimensions, scale {found.embed.scale:.4g}")
+    click.echo("parity certificate:")
+    for line in found.certificate:
+        sign = "<=" if line.better == "lower" else ">="
+        click.echo(f"  {line.stage:36} {line.metric}: {line.value:.4g} {sign} {line.limit:.4g}  [{line.reference}]")
+    if found.card:
+        click.echo(found.card.rstrip())
+
+
+def _shapes(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{spec.name} [{', '.join(map(str, spec.shape))}]" for spec in specs)

@@ -1,0 +1,17 @@
+"""`vlrt run`: one subcommand a task."""
+
+from __future__ import annotations
+
+from vlrt.cli import LazyGroup
+
+run = LazyGroup(
+    {
+        "caption": ("vlrt.commands.run_caption:caption", "Say what is on photographs."),
+        "match": ("vlrt.commands.run_match:match", "Score sentences against a photograph."),
+        "search": ("vlrt.commands.run_search:search", "Find the photographs a sentence describes."),
+        "classify": ("vlrt.commands.run_classify:classify", "Choose among labels, without training."),
+        "embed": ("vlrt.commands.run_embed:embed", "Vectors of photographs and sentences, and their similarities."),
+    },
+    name="run",
+    help="Run a task on photographs.",
+)

@@ -1,0 +1,111 @@
+"""`vlrt run caption`: say what is on photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlrt.commands.inputs import photographs
+from vlrt.commands.options import model_options, output_options
+from vlrt.commands.output import Progress, ResultLines
+from vlrt.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from vlrt.tasks.caption import Caption, Captioner
+
+
+@click.command(short_help="Say what is on photographs.")
+@click.argument("images", nargs=-1, required=True)
+@model_options
+@click.option("--beams", "num_beams", type=int, help="Beams of the search; 1 is greedy.")
+@click.option("--n-best", "num_return_sequences", type=int, help="Captions per photograph.")
+@click.option("--rule", type=click.Choice(["hf", "classic"]), help="How the search stops and ranks.")
+@click.option("--length-penalty", type=float, help="Exponent of the length that a score is divided by.")
+@click.option("--max-tokens", "max_new_tokens", type=int, help="Most words of a caption.")
+@click.option("--sample", "do_sample", is_flag=True, default=None, help="Draw words instead of searching.")
+@click.option("--temperature", type=float, help="Of sampling.")
+@click.option("--top-k", type=int, help="Of sampling.")
+@click.option("--top-p", type=float, help="Of sampling.")
+@click.option("--seed", type=int, help="Of sampling.")
+@click.option("--attention", type=click.Path(path_type=Path), help="Picture of where the model looked.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Photographs per batch.")
+@output_options
+def caption(
+    images: Sequence[str],
+    model: str | None,
+    device: str,
+    threads: int,
+    attention: Path | None,
+    batch_size: int,
+    as_json: bool,
+    out: Path | None,
+    **search: Any,
+) -> None:
+    """Caption IMAGES: files, folders or patterns."""
+    from vlrt.tasks import load
+
+    paths = photographs(images)
+    if attention is not None and len(paths) != 1:
+        raise UsageError(f"`--attention` draws one photograph, got {len(paths)}", "name a single one")
+    options = {name: value for name, value in search.items() if value is not None}
+    if options.get("do_sample"):
+        options = {"num_beams": 1} | options
+    captioner: Captioner = load("caption", model, device=device, threads=threads)
+    lines = ResultLines(as_json, out)
+    left = [path for path in paths if str(path) not in lines.done]
+    progress = Progress(len(paths), "photographs")
+    progress(len(paths) - len(left))
+    done = len(paths) - len(left)
+    for start in range(0, len(left), batch_size):
+        for path, found in _captions(captioner, left[start : start + batch_size], options):
+            if isinstance(found, ImageError):
+                lines.failure(str(path), found)
+            else:
+                lines.result(_value(path, found), _text(path, found, many=len(paths) > 1))
+                if attention is not None:
+                    _draw(path, found, attention)
+        progress(done + start + len(left[start : start + batch_size]))
+    lines.finish()
+
+
+def _captions(
+    captioner: Captioner, paths: Sequence[Path], options: dict[str, Any]
+) -> Iterator[tuple[Path, Caption | ImageError]]:
+    """Captions of a batch, or of each photograph by itself where one of them cannot be read."""
+    try:
+        yield from zip(paths, captioner.batch(paths, **options))
+    except ImageError as error:
+        if len(paths) == 1:
+            yield paths[0], error
+            return
+        for path in paths:
+            yield from _captions(captioner, [path], options)
+
+
+def _value(path: Path, found: Caption) -> dict[str, Any]:
+    value: dict[str, Any] = {"image": str(path), "text": found.text, "score": round(found.score, 6)}
+    if found.alternatives:
+        every = (found, *found.alternatives)
+        value["captions"] = [{"text": c.text, "score": round(c.score, 6)} for c in every]
+    return value
+
+
+def _text(path: Path, found: Caption, many: bool) -> str:
+    name = f"{path}: " if many else ""
+    if not found.alternatives:
+        return name + found.text
+    ranked = "\n".join(f"{c.score:8.4f}  {c.text}" for c in (found, *found.alternatives))
+    return f"{path}:\n{ranked}" if many else ranked
+
+
+def _draw(path: Path, found: Caption, target: Path) -> None:
+    from vlrt.drawing import attention_figure, save
+    from vlrt.image import load
+
+    if found.attention is None:
+        raise UsageError("this model does not attend, so there is nothing to draw", "leave `--attention` out")
+    save(attention_figure(load(path), found.words, found.attention, found.text), target)
+    click.echo(f"attention drawn to {target}", err=True)

@@ -1,0 +1,107 @@
+"""Embeddings of a folder's photographs, kept on disk beside their sizes and times."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlrt.bundle import MANIFEST, Bundle, sha256
+from vlrt.errors import VlrtError
+from vlrt.zoo import cache_folder
+
+
+def default_store(folder: Path, bundle: Bundle) -> Path:
+    """Where a folder's index is kept unless the user says otherwise: the cache, by folder and bundle."""
+    key = hashlib.sha256(f"{folder.resolve()}\n{bundle.name}".encode()).hexdigest()[:24]
+    return cache_folder() / "search" / f"{key}.npz"
+
+
+class PhotoIndex:
+    """Photographs by absolute path: size, modification time and embedding. Use `PhotoIndex.open`."""
+
+    def __init__(self, store: Path, model: str, dimension: int) -> None:
+        self.store = store
+        self.model = model
+        self.dimension = dimension
+        self._entries: dict[str, tuple[int, int]] = {}
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+        self._changed = False
+
+    @classmethod
+    def open(cls, store: Path, bundle: Bundle, dimension: int) -> PhotoIndex:
+        """Reads an index; one that is damaged or of another model is started afresh, since it can be computed again."""
+        index = cls(store, sha256(bundle.path / MANIFEST), dimension)
+        try:
+            with np.load(store, allow_pickle=False) as data:
+                listed = json.loads(str(data["manifest"]))
+                vectors = np.asarray(data["vectors"], dtype=np.float32)
+            if listed["model"] == index.model and vectors.shape == (len(listed["photographs"]), dimension):
+                for (name, size, time), vector in zip(listed["photographs"], vectors):
+                    index._entries[name], index._vectors[name] = (size, time), vector
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            index._entries, index._vectors = {}, {}
+        return index
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def missing(self, photographs: Sequence[Path]) -> list[Path]:
+        """Those that are not in the index as they are now."""
+        return [path for path in photographs if _stamp(path) is None or self._entries.get(_key(path)) != _stamp(path)]
+
+    def add(self, photographs: Sequence[Path], vectors: NDArray[np.float32]) -> None:
+        """Takes embeddings [N, D] of photographs."""
+        for path, vector in zip(photographs, vectors):
+            stamp = _stamp(path)
+            if stamp is not None:
+                self._entries[_key(path)], self._vectors[_key(path)] = stamp, vector
+                self._changed = True
+
+    def vectors(self, photographs: Sequence[Path]) -> tuple[list[Path], NDArray[np.float32]]:
+        """Those of the photographs that are in the index, and their embeddings [N, D]."""
+        known = [path for path in photographs if _key(path) in self._vectors]
+        if not known:
+            return [], np.zeros((0, self.dimension), np.float32)
+        return known, np.stack([self._vectors[_key(path)] for path in known])
+
+    def save(self) -> None:
+        """Writes the index whole, under a temporary name first; does nothing where nothing changed."""
+        if not self._changed:
+            return
+        listed = [[name, *stamp] for name, stamp in self._entries.items()]
+        vectors = np.stack(list(self._vectors.values()))
+        try:
+            self.store.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.store.parent, prefix=f".{self.store.name}.")
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    text = json.dumps({"model": self.model, "photographs": listed})
+                    np.savez(stream, manifest=np.asarray(text), vectors=vectors)
+                os.replace(temporary, self.store)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            what = f"the index `{self.store}` cannot be written: {error.strerror}"
+            raise VlrtError(what, "set VLRT_CACHE to a folder that can be written, or use --index FILE") from None
+        self._changed = False
+
+
+def _key(path: Path) -> str:
+    return os.path.abspath(path)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

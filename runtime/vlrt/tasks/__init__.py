@@ -1,0 +1,42 @@
+"""Tasks: one pipeline a file, each built from a bundle."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
+from vlrt import zoo
+from vlrt.engines.session import EngineOptions
+from vlrt.errors import UsageError
+
+TASKS = {
+    "caption": "Captioner",
+    "match": "Matcher",
+    "search": "Searcher",
+    "classify": "Classifier",
+    "embed": "Embedder",
+}
+"""Task -> class in the module of that name; its constructor takes a bundle and engine options."""
+
+
+def load(task: str, model: str | os.PathLike[str] | None = None, *, device: str = "cpu", threads: int = 0) -> Any:
+    """Opens a bundle for a task, ready to be called.
+
+    Args:
+        task: one of `TASKS`.
+        model: a bundle's folder or name; the task's default where `None`.
+        device: ``cpu``, ``cuda:0``, …; never falls back to another.
+        threads: of the CPU; 0 means all.
+
+    Returns:
+        `Captioner`, `Matcher`, `Searcher`, `Classifier` or `Embedder`, each of `vlrt.tasks.<task>`.
+
+    Raises:
+        VlrtError: unknown task or model, a bundle that does not serve it, or a device that cannot be had.
+    """
+    if task not in TASKS:
+        raise UsageError(f"there is no task `{task}`", "one of " + ", ".join(f"`{t}`" for t in TASKS))
+    bundle = zoo.resolve(model, task)
+    pipeline = getattr(import_module(f"vlrt.tasks.{task}"), TASKS[task])
+    return pipeline(bundle, EngineOptions(device, threads))

@@ -1,0 +1,137 @@
+"""Captioning: a photograph in, sentences out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlrt import image as pictures
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate
+from vlrt.engines import EngineOptions, Sessions
+from vlrt.errors import BundleError
+from vlrt.image import ImageLike
+from vlrt.manifest import DecodeSpec, ImageSpec
+from vlrt.text import TextCodec
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of one photograph.
+
+    Args:
+        text: the sentence.
+        score: what the search ranks by: the sum of log-probabilities, divided as the length penalty says.
+        tokens: generated ids, the end id included where the sentence ended.
+        words: each token's own text, without the end.
+        attention: where the model looked at each of `words`: float32 [words, rows, columns], each map sums to one;
+            `None` for models that do not attend.
+        alternatives: the further hypotheses of the search, best first (only on the best one).
+        timings: seconds by stage for the batch this caption came from: ``read``, ``encode``, ``decode``.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
+    attention: NDArray[np.float32] | None = None
+    alternatives: tuple[Caption, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Captioner:
+    """Captions photographs with the captioner of a bundle.
+
+    Args:
+        bundle: one that serves ``caption``.
+        options: device and threads.
+    """
+
+    def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
+        bundle.require("caption")
+        described = bundle.manifest
+        if described.decode is None or described.image is None:
+            raise BundleError(f"the bundle `{bundle.name}` has no decode or image section", "export it again")
+        self.bundle = bundle
+        self.spec: DecodeSpec = described.decode
+        self.image_spec: ImageSpec = described.image
+        self.sessions = Sessions(bundle, options)
+        self.sessions.prepare((*self.spec.chain, self.spec.step))
+        self.codec = TextCodec.open(bundle)
+        self._step: StepModel | None = None
+
+    def __call__(self, photograph: ImageLike, **options: Any) -> Caption:
+        """The best caption of a photograph.
+
+        Args:
+            photograph: path, bytes, Pillow image or array.
+            options: fields of `vlrt.decode.DecodeOptions` that differ from the bundle's defaults, e.g. ``num_beams=5``.
+
+        Raises:
+            ImageError: not a readable image.
+            UsageError: an option that cannot be meant.
+        """
+        return self.batch([photograph], **options)[0]
+
+    def batch(
+        self,
+        photographs: Sequence[ImageLike],
+        *,
+        on_token: Callable[[int, int], None] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+        **options: Any,
+    ) -> list[Caption]:
+        """The best caption of each photograph, decoded together.
+
+        Args:
+            on_token: told (index of the photograph, token id) as soon as a token is final.
+            should_cancel: asked before every step.
+        """
+        chosen = DecodeOptions.from_manifest(self.spec.defaults, **options)
+        if not photographs:
+            return []
+        started = time.perf_counter()
+        loaded = [pictures.load(photograph) for photograph in photographs]
+        pixels = pictures.preprocess(loaded, self.image_spec)
+        read = time.perf_counter()
+        initial = self.sessions.run_chain(self.spec.chain, {self.image_spec.input: pixels})
+        encoded = time.perf_counter()
+        found = generate(self.step_model, initial, chosen, on_token=on_token, should_cancel=should_cancel)
+        timings = {"read": read - started, "encode": encoded - read, "decode": time.perf_counter() - encoded}
+        return [self._best(hypotheses, timings) for hypotheses in found]
+
+    @property
+    def step_model(self) -> StepModel:
+        """The decoder's step, bound to its session."""
+        if self._step is None:
+            self._step = StepModel(self.spec, self.sessions.get(self.spec.step))
+        return self._step
+
+    def _best(self, hypotheses: Sequence[Hypothesis], timings: dict[str, float]) -> Caption:
+        alternatives = tuple(self._caption(h) for h in hypotheses[1:])
+        return self._caption(hypotheses[0], alternatives=alternatives, timings=timings)
+
+    def _caption(self, hypothesis: Hypothesis, **more: Any) -> Caption:
+        ids = [int(i) for i in hypothesis.tokens]
+        ended = bool(ids) and ids[-1] in self.spec.end_ids
+        spoken = ids[:-1] if ended else ids
+        return Caption(
+            text=self.codec.decode(spoken),
+            score=float(hypothesis.score),
+            tokens=tuple(ids),
+            words=tuple(self.codec.words(spoken)),
+            attention=self._attention(hypothesis, len(spoken)),
+            **more,
+        )
+
+    def _attention(self, hypothesis: Hypothesis, words: int) -> NDArray[np.float32] | None:
+        for kept in self.spec.records:
+            if kept.grid is not None:
+                maps = np.asarray(hypothesis.records[kept.output][:words], dtype=np.float32)
+                return maps.reshape(words, *kept.grid)
+        return None
