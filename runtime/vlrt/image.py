@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -89,7 +90,8 @@ def _fit(picture: Image.Image, spec: ImageSpec) -> Image.Image:
         raise ImageError(f"the picture of {picture.width}x{picture.height} pixels is too narrow", "crop it first")
     size = (spec.shortest_edge, longer) if picture.width <= picture.height else (longer, spec.shortest_edge)
     resized = picture.resize(size, method)
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    halve = round if spec.crop_rounding == "half_even" else math.floor
+    left, top = halve((resized.width - width) / 2), halve((resized.height - height) / 2)
     return resized.crop((left, top, left + width, top + height))
 
 

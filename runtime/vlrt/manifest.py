@@ -110,6 +110,8 @@ class ImageSpec:
         resize: ``stretch`` to `size`, or ``shortest_edge`` to `shortest_edge` pixels and then a centre crop to `size`.
         shortest_edge: pixels; only for that resize.
         interpolation: Pillow's filter of that name.
+        crop_rounding: of the crop's corner where the margin is odd: ``floor`` as transformers, ``half_even`` as
+            torchvision.
         scale, mean, std: see the formula; mean and std per RGB channel.
         input: name of the graph input that takes the pixels.
     """
@@ -121,6 +123,7 @@ class ImageSpec:
     resize: Literal["stretch", "shortest_edge"] = "stretch"
     shortest_edge: int = 0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+    crop_rounding: Literal["floor", "half_even"] = "floor"
     input: str = "pixels"
 
     def __post_init__(self) -> None:
