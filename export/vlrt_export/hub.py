@@ -39,13 +39,14 @@ def is_hub_id(source: str) -> bool:
     return bool(_HUB_ID.fullmatch(source)) and not source.endswith((".safetensors", ".pt", ".pth", ".bin", ".tar"))
 
 
-def fetch(source: str, revision: str = "", patterns: tuple[str, ...] = ()) -> Snapshot:
+def fetch(source: str, revision: str = "", patterns: tuple[str, ...] = (), weights: bool = True) -> Snapshot:
     """Downloads weights, configuration and tokenizer of a hub repository, or finds them in the hub's cache.
 
     Args:
         source: ``owner/name`` or ``owner/name@revision``.
         revision: branch, tag or commit; empty for the one in `source`, else the default branch.
         patterns: further file patterns.
+        weights: whether the weights are wanted, or configuration and tokenizer alone.
 
     Raises:
         VlrtError: the hub library is missing, the hub cannot be reached, or it refuses.
@@ -57,10 +58,9 @@ def fetch(source: str, revision: str = "", patterns: tuple[str, ...] = ()) -> Sn
     name, _, inline = source.partition("@")
     wanted = revision or inline or None
     try:
-        commit, weights = _remote(name, wanted)
-        folder = huggingface_hub.snapshot_download(
-            name, revision=commit, allow_patterns=[*_SIDE_FILES, *weights, *patterns]
-        )
+        commit, weight_files = _remote(name, wanted)
+        files = [*_SIDE_FILES, *patterns, *(weight_files if weights else ())]
+        folder = huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=files)
     except Exception as error:  # noqa: BLE001 - the hub library raises a dozen unrelated kinds when there is no network
         return _cached(name, wanted, error)
     return Snapshot(name, Path(folder), commit)
