@@ -1,0 +1,128 @@
+"""`vlrt bench`: measure a task on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlrt.commands.options import model_options
+from vlrt.errors import ImageError, UsageError, VlrtError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlrt.benchmark import Report
+
+
+@click.command(short_help="Measure a task: latency, throughput, memory.")
+@click.argument("task", type=click.Choice(["caption", "match", "search", "classify", "embed"]))
+@model_options
+@click.option("--image", type=click.Path(path_type=Path), help="Photograph to measure on.  [default: a synthetic one]")
+@click.option("--beams", "num_beams", type=int, help="Beams of the search, for captioning.")
+@click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Measured runs of each point.")
+@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Runs before, not counted.")
+@click.option("--batches", default="1,2,4,8", show_default=True, help="Batch sizes of the throughput.")
+@click.option("--processes", type=click.IntRange(0), default=3, show_default=True, help="Whole processes; 0 for none.")
+@click.option("--json", "target", is_flag=False, flag_value="-", help="Write the report as JSON to FILE, or print it.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the report as a picture.")
+def bench(
+    task: str,
+    model: str | None,
+    device: str,
+    threads: int,
+    image: Path | None,
+    num_beams: int | None,
+    batches: str,
+    target: str | None,
+    plot: Path | None,
+    **counts: int,
+) -> None:
+    """Measure TASK: load, first result, stages, decoder steps, throughput over batch, peak memory."""
+    from vlrt.benchmark import BenchOptions, bench
+    from vlrt.engines import EngineOptions
+
+    if num_beams is not None and task != "caption":
+        raise UsageError("`--beams` is for captioning only")
+    decode = {} if num_beams is None else {"num_beams": num_beams}
+    options = BenchOptions(batches=_sizes(batches), decode=decode, **counts)
+    photograph = _read(image) if image else None
+    report = bench(task, model, EngineOptions(device, threads), options, photograph, _say)
+    if target != "-":
+        _print(report)
+    if target is not None:
+        _write_json(report.to_json(), target)
+    if plot is not None:
+        from vlrt.drawing import save
+
+        save(_draw(report), plot)
+
+
+def _say(line: str) -> None:
+    click.echo(f"{line} …", err=True)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"`--batches` is `{text}`, expected whole numbers", "for example 1,4,16") from None
+
+
+def _read(image: Path) -> bytes:
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise ImageError(f"`{image}` cannot be read: {error.strerror}", "check the name") from None
+
+
+def _write_json(value: dict[str, Any], target: str) -> None:
+    text = json.dumps(value, indent=1) + "\n"
+    if target == "-":
+        click.echo(text, nl=False)
+        return
+    path = Path(target)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise VlrtError(f"`{target}` cannot be written: {error.strerror}", "choose another place") from None
+
+
+def _print(report: Report) -> None:
+    machine = f"{report.machine['processor']}, {report.threads} threads, {report.device}"
+    click.echo(f"{report.task} with {report.bundle} on {machine}")
+    click.echo(f"  result            {report.result}")
+    if report.process_ms:
+        click.echo(f"  whole process     {report.process_ms.p50:9.1f} ms")
+    click.echo(f"  load              {report.load_ms:9.1f} ms")
+    click.echo(f"  first result      {report.first_ms:9.1f} ms after loading")
+    for name, latency in report.stages.items():
+        click.echo(f"  {name:17} {latency.p50:9.2f} ms   p95 {latency.p95:.2f}")
+    if report.step:
+        click.echo(f"  decoder step      {report.step.p50:9.3f} ms   p95 {report.step.p95:.3f}   ({report.step.count})")
+    for batch, rate in report.throughput.items():
+        click.echo(f"  batch {batch:<11} {rate:9.1f} photographs/s")
+    click.echo(f"  peak memory       {report.peak_mb:9.1f} MB")
+
+
+def _draw(report: Report) -> Image.Image:
+    from vlrt.chart import bars, stacked
+
+    times = {name: (latency.p50, latency.p95) for name, latency in report.stages.items()}
+    times = {"load": (report.load_ms,) * 2, "first result": (report.first_ms,) * 2} | times
+    if report.process_ms:
+        times = {"whole process": (report.process_ms.p50, report.process_ms.p95)} | times
+    rates = {f"batch {batch}": (rate, rate) for batch, rate in report.throughput.items()}
+    packages = f"vlrt {report.versions['vlrt']}, onnxruntime {report.versions.get('onnxruntime', '-')}"
+    note = f"{report.machine['processor']}, {report.threads} threads, {report.device}; {packages}"
+    return stacked(
+        [
+            bars(f"{report.task}: {report.bundle}", "ms", times),
+            bars("throughput", "photographs/s", rates, note),
+        ]
+    )
