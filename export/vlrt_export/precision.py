@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
+import torch
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 _SMALL = 1024
 """Vectors of fewer elements stay as they are: they save nothing and would each cost a node."""
@@ -35,3 +39,41 @@ def store_exact_halves(model: onnx.ModelProto) -> bool:
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
     return bool(casts)
+
+
+class ChannelAffine(nn.Module):
+    """Scale and shift per channel: what a batch norm computes in eval mode, [N, C, H, W] -> [N, C, H, W]."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:
+            raise ValueError("a batch norm without running statistics cannot be traced")
+        gamma = norm.weight if norm.weight is not None else torch.ones_like(mean)
+        beta = norm.bias if norm.bias is not None else torch.zeros_like(mean)
+        scale = gamma.double() / torch.sqrt(variance.double() + norm.eps)
+        self.register_buffer("scale", scale.float()[:, None, None])
+        self.register_buffer("shift", (beta.double() - mean.double() * scale).float()[:, None, None])
+        self.scale: Tensor
+        self.shift: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+def keep_halves(module: nn.Module) -> nn.Module:
+    """The module, or for convolutions with fp16 values a copy whose batch norms are plain scales and shifts.
+
+    The tracer multiplies a batch norm into the convolution before it; the products are no longer exact in fp16 and
+    would take twice the disk. Engines fold scale and shift when they load the graph, so nothing is lost.
+    """
+    convolutions = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
+    has_norms = any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+    if not has_norms or not all(torch.equal(weight, weight.half().float()) for weight in convolutions):
+        return module
+    module = copy.deepcopy(module)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, ChannelAffine(child))
+    return module

@@ -13,6 +13,7 @@ import torch
 
 from vlrt.errors import VlrtError
 from vlrt_export.graph import Graph
+from vlrt_export.precision import keep_halves
 
 OPSET = 21
 """Of the standard domain: the newest that every execution provider of interest takes."""
@@ -30,7 +31,7 @@ def trace(graph: Graph) -> onnx.ModelProto:
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                graph.module,
+                keep_halves(graph.module),
                 tuple(graph.inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,

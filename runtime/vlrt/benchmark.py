@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class CaptionProbe:
 
         found = self.captioner.batch(photographs, should_cancel=tick, **self.decode)
         if len(photographs) == 1:
-            self.steps += [b - a for a, b in zip(ticks, ticks[1:])]
+            self.steps += [b - a for a, b in pairwise(ticks)]
         self.result = found[0].text
         return found[0].timings
 
