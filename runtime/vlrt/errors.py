@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_LONGEST = 2000
+
 
 class VlrtError(Exception):
     """A mistake or a missing thing that its user can mend.
 
     Args:
-        what: one line, lower case, the thing in backticks, what was got and what was expected.
+        what: one line, lower case, the thing in backticks, what was got and what was expected. Control characters (a
+            file name may hold any) become escapes, so that it stays one line and moves no cursor.
         hint: a command or an action that helps; empty where there is none.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
+        self.what = _CONTROL.sub(lambda found: repr(found[0])[1:-1], what)[:_LONGEST]
+        super().__init__(self.what)
         self.hint = hint
 
     def __str__(self) -> str:

@@ -67,6 +67,8 @@ class TensorSpec:
             raise refuse(f"tensor `{self.name}` has dtype `{self.dtype}`, expected one of {', '.join(DTYPES)}")
         elements = 1
         for axis in self.shape:
+            if axis == "":
+                raise refuse(f"tensor `{self.name}` has an axis without size or name: {list(self.shape)}")
             if isinstance(axis, int):
                 elements *= axis
                 if not 0 < axis <= _LARGEST_AXIS or elements > _LARGEST_ROW:
@@ -86,6 +88,11 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     external: tuple[str, ...] = ()
     storage: str = ""
+
+    def __post_init__(self) -> None:
+        for kind, specs in (("input", self.inputs), ("output", self.outputs)):
+            if len({spec.name for spec in specs}) < len(specs):
+                raise refuse(f"`{self.file}` has two {kind}s of one name")
 
     def input(self, name: str) -> TensorSpec:
         return _named(self.inputs, name, f"input of `{self.file}`")
@@ -152,6 +159,8 @@ class TextSpec:
         ids = [i for i in (self.pad_id, self.start_id, self.end_id) if i is not None]
         if not 0 < self.context <= 1 << 20 or not all(0 <= i < self.vocabulary for i in ids):
             raise refuse(f"text section: special ids {ids} must lie in a vocabulary of {self.vocabulary}")
+        if self.context < len(ids):  # as many special ids as there may be, less the padding, and one word
+            raise refuse(f"text section: a context of {self.context} ids leaves no room for words")
 
 
 @dataclass(frozen=True)
@@ -215,6 +224,9 @@ class DecodeSpec:
             raise refuse(f"decode section: ids {list(ids)} must lie in a vocabulary of {self.vocabulary}")
         if not self.chain or not self.start_ids or not 0 < self.max_length <= 1 << 20:
             raise refuse("decode section: needs a chain, a start id and a sensible max_length")
+        inputs = [self.token, *(state.input for state in self.states)]
+        if len(set(inputs)) < len(inputs):
+            raise refuse("decode section: one input of the step graph is named twice")
 
 
 @dataclass(frozen=True)
@@ -239,6 +251,12 @@ class EmbedSpec:
     templates: tuple[str, ...] = ("{}",)
     learned_context: tuple[str, ...] = ()
     token_width: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.image or not self.text or not 0 < self.dimension <= 1 << 20 or not self.scale > 0:
+            raise refuse("embed section: needs image and text graphs, a sensible dimension and a positive scale")
+        if len(self.learned_context) not in (0, 2) or not 0 <= self.token_width <= 1 << 20:
+            raise refuse("embed section: learned prompts need two inputs (vectors, index) and the width of a token")
 
 
 @dataclass(frozen=True)
@@ -302,35 +320,53 @@ class Manifest:
                 raise refuse(f"the {who} section names the graph `{role}`, which the bundle lacks")
 
     def _check_decode(self) -> None:
-        if self.decode is None:
+        spec = self.decode
+        if spec is None:
             return
-        self._need_roles((*self.decode.chain, self.decode.step), "decode")
-        step = self.graphs[self.decode.step]
-        step.input(self.decode.token)
-        logits = step.output(self.decode.logits)
-        if logits.shape[-1] != self.decode.vocabulary:
-            raise refuse(f"logits have shape {list(logits.shape)}, expected a vocabulary of {self.decode.vocabulary}")
-        produced = {spec.name for role in self.decode.chain for spec in self.graphs[role].outputs}
-        for state in self.decode.states:
+        self._need_roles((*spec.chain, spec.step), "decode")
+        step = self.graphs[spec.step]
+        step.input(spec.token)
+        _check_last_axis(step.output(spec.logits), spec.vocabulary, "a vocabulary of")
+        produced = self._check_chain(spec.chain, {self.image.input} if self.image else set())
+        for state in spec.states:
             step.input(state.input)
             if state.kind in ("recurrent", "kv", "kv_concat"):
                 step.output(state.output)
             if state.kind in ("recurrent", "memory") and state.source not in produced:
                 raise refuse(f"state `{state.input}` starts from `{state.source}`, which no graph of the chain gives")
-        for kept in self.decode.records:
-            step.output(kept.output)
+        for orphan in {t.name for t in step.inputs} - {spec.token, *(state.input for state in spec.states)}:
+            raise refuse(f"input `{orphan}` of `{step.file}` is neither the token nor a state")
+        for kept in spec.records:
+            found = step.output(kept.output)
+            if kept.grid is not None:
+                _check_last_axis(found, kept.grid[0] * kept.grid[1], f"a grid of {list(kept.grid)}, together")
 
     def _check_embed(self) -> None:
-        if self.embed is None:
+        spec = self.embed
+        if spec is None:
             return
-        self._need_roles((*self.embed.image, *self.embed.text), "embed")
-        for roles, output in (
-            (self.embed.image, self.embed.image_output),
-            (self.embed.text, self.embed.text_output),
+        self._need_roles((*spec.image, *spec.text), "embed")
+        for roles, output, inputs in (
+            (spec.image, spec.image_output, {self.image.input} if self.image else set()),
+            (spec.text, spec.text_output, {self.text.input, *spec.learned_context} if self.text else set()),
         ):
-            spec = self.graphs[roles[-1]].output(output) if roles else None
-            if spec and spec.shape[-1] != self.embed.dimension:
-                raise refuse(f"`{output}` has shape {list(spec.shape)}, expected dimension {self.embed.dimension}")
+            self._check_chain(roles, inputs)
+            _check_last_axis(self.graphs[roles[-1]].output(output), spec.dimension, "the dimension")
+
+    def _check_chain(self, roles: Iterable[str], known: set[str]) -> set[str]:
+        """Names that a chain produces; every input must be known before or come from an earlier graph."""
+        produced: set[str] = set()
+        for role in roles:
+            for tensor in self.graphs[role].inputs:
+                if tensor.name not in known | produced:
+                    raise refuse(f"input `{tensor.name}` of the graph `{role}` comes from nowhere")
+            produced |= {tensor.name for tensor in self.graphs[role].outputs}
+        return produced
+
+
+def _check_last_axis(tensor: TensorSpec, size: int, what: str) -> None:
+    if not tensor.shape or tensor.shape[-1] != size:
+        raise refuse(f"`{tensor.name}` has shape {list(tensor.shape)}, expected {what} {size} as its last axis")
 
 
 def parse(text: str | bytes, where: str = "manifest") -> Manifest:
@@ -340,12 +376,14 @@ def parse(text: str | bytes, where: str = "manifest") -> Manifest:
         BundleError: not JSON, another schema version, or anything that the dataclasses above refuse.
     """
     try:
-        value = json.loads(text)
+        plain = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(plain, object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         raise refuse(f"`{where}` is not JSON: {error}") from None
     schema = value.get("schema") if isinstance(value, dict) else None
     if schema != SCHEMA:
         newer = isinstance(schema, int) and schema > SCHEMA
+        schema = schema if isinstance(schema, (int, str, type(None))) and len(str(schema)) < 20 else "something else"
         hint = "install a newer vlrt" if newer else "export the bundle again with this vlrt"
         raise refuse(f"`{where}` has schema version {schema!r}, this vlrt reads version {SCHEMA}", hint)
     return record.read(Manifest, value, where)
@@ -354,3 +392,15 @@ def parse(text: str | bytes, where: str = "manifest") -> Manifest:
 def dump(manifest: Manifest) -> str:
     """The manifest as JSON text with a final newline; `parse(dump(m)) == m`."""
     return json.dumps(record.write(manifest), indent=1, ensure_ascii=False, sort_keys=False) + "\n"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal keys they take, so a file with such means different things to them."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("one key stands twice in an object")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,11 @@ from typing import Any, TypeVar
 from vlrt.errors import BundleError
 
 T = TypeVar("T")
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+_DEEPEST = 16
+"""Levels that a free-form value may nest; far more than any manifest needs, far less than what exhausts a stack."""
 
 
 def read(kind: type[T], value: object, where: str) -> T:
@@ -61,7 +67,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
-        return value
+        return _free(value, where)
     if dataclasses.is_dataclass(hint):
         return _record(hint, value, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -73,31 +79,55 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _sequence(arguments, value, where)
     if origin is dict:
         _expect(isinstance(value, dict), value, where, "an object")
-        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {_text(key, where): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     return _scalar(hint, value, where)
+
+
+def _free(value: Any, where: str, depth: int = 0) -> Any:
+    """A value of no declared type: whatever JSON has, finite and not deeper than any honest file goes."""
+    _expect(depth <= _DEEPEST, "...", where, f"at most {_DEEPEST} levels")
+    if isinstance(value, dict):
+        return {_text(key, where): _free(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_free(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    if isinstance(value, (int, float)):
+        return _expect(_finite(value), value, where, "a finite number")
+    return _text(value, where) if isinstance(value, str) else value
+
+
+def _text(value: Any, where: str) -> Any:
+    """A string without control characters or halves of surrogate pairs: it will be printed on somebody's terminal."""
+    return _expect(isinstance(value, str) and not _UNPRINTABLE.search(value), value, where, "plain text")
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
         return float(_expect(ok, value, where, "a finite number"))
     if hint is int:
         return _expect(isinstance(value, int) and not isinstance(value, bool), value, where, "a whole number")
     if hint is bool:
         return _expect(isinstance(value, bool), value, where, "true or false")
     if hint is str:
-        return _expect(isinstance(value, str), value, where, "a string")
+        return _text(value, where)
     if hint is type(None):
         return _expect(value is None, value, where, "null")
     raise TypeError(f"a record cannot hold {hint!r}")
 
 
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # JSON's whole numbers have any length
+        return False
+
+
 def _record(kind: Any, value: Any, where: str) -> Any:
     _expect(isinstance(value, dict), value, where, "an object")
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
+    unknown = sorted(set(value) - set(fields), key=str)
     if unknown:
-        raise BundleError(f"`{where}` has an unknown key `{unknown[0]}`", "was it written by a newer vlrt?")
+        raise BundleError(f"`{where}` has the unknown key {_shown(unknown[0])}", "was it written by a newer vlrt?")
     for name, spec in fields.items():
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and name not in value:
@@ -128,7 +158,15 @@ def _sequence(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, 
 
 def _expect(ok: bool, value: Any, where: str, expected: str) -> Any:
     if not ok:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise BundleError(f"`{where}` is {shown}, expected {expected}", "export the bundle again")
+        raise BundleError(f"`{where}` is {_shown(value)}, expected {expected}", "export the bundle again")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: never longer than a line, and as escapes where it would disturb a terminal."""
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if isinstance(value, int) and abs(value) > 1 << 64:
+        return "an enormous number"
+    shown = repr(value[:60] if isinstance(value, str) else value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
