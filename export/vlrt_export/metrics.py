@@ -15,7 +15,7 @@ LONGEST = 4
 """Longest n-gram of both metrics."""
 
 _LENGTH_DEVIATION = 6.0
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w+(?:'\w+)*")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CaptionScores:
 
 
 def caption_words(caption: str) -> list[str]:
-    """A caption's words for scoring: lower case, punctuation dropped (a hyphen parts two words)."""
+    """A caption's words for scoring: lower case, no punctuation (a hyphen parts two words, an apostrophe none)."""
     return _WORD.findall(caption.lower())
 
 

@@ -114,9 +114,9 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, C', H / stride, W / stride]."""
-        y = F.relu6(self._bn0(self._expand_conv(x))) if self._expand else x
-        y = F.relu6(self._bn1(self._depthwise_conv(y)))
-        y = self._bn2(self._project_conv(y))
+        wide = F.relu6(self._bn0(self._expand_conv(x))) if self._expand else x
+        wide = F.relu6(self._bn1(self._depthwise_conv(wide)))
+        y: Tensor = self._bn2(self._project_conv(wide))
         return x + y if self._skip else y
 
 
@@ -157,5 +157,5 @@ class EfficientNetLite(nn.Module):
         x = F.relu6(self._bn0(self._conv_stem(pixels)))
         for block in self._blocks:
             x = block(x)
-        features: Tensor = F.relu6(self._bn1(self._conv_head(x)))
+        features = F.relu6(self._bn1(self._conv_head(x)))
         return features.flatten(2).transpose(1, 2)
