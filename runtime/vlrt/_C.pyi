@@ -1,0 +1,141 @@
+# ruff: noqa: N999
+"""Types of the C++ extension; the sources are in `cpp_ext/bindings`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from numpy import float32, float64, int32, int64, uint8
+from numpy.typing import NDArray
+
+class ScoreError(RuntimeError): ...
+
+class Rule:
+    hf: Rule
+    classic: Rule
+
+class EarlyStopping:
+    off: EarlyStopping
+    on: EarlyStopping
+    never: EarlyStopping
+
+class SearchOptions:
+    rule: Rule
+    num_beams: int
+    num_return_sequences: int
+    max_new_tokens: int
+    length_penalty: float
+    early_stopping: EarlyStopping
+    do_sample: bool
+    end_ids: list[int]
+
+class LogitsOptions:
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    bad_words_ids: Sequence[Sequence[int]]
+    min_length: int
+    min_new_tokens: int
+    max_new_tokens: int
+    end_ids: Sequence[int]
+    forced_bos_id: int
+    forced_eos_ids: Sequence[int]
+    suppress_tokens: Sequence[int]
+    begin_suppress_tokens: Sequence[int]
+    warp: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    min_tokens_to_keep: int
+    renormalize: bool
+
+class LogitsProcessors:
+    def __init__(self, options: LogitsOptions, vocabulary: int) -> None: ...
+    def apply(self, scores: NDArray[float32], tokens: Sequence[int], prompt_length: int) -> None: ...
+
+def log_softmax(scores: NDArray[float32]) -> None: ...
+
+class KvCache:
+    def __init__(
+        self, max_rows: int, heads: int, max_length: int, head_dim: int, element_bytes: int = 4
+    ) -> None: ...
+    @property
+    def bytes(self) -> NDArray[uint8]: ...
+    def reorder(self, parents: Sequence[int], lengths: Sequence[int]) -> None: ...
+    def broadcast(self, source: int, first: int, count: int, length: int) -> None: ...
+
+def row_moves(parents: Sequence[int], max_rows: int) -> list[tuple[int, int]]: ...
+
+class TorchGenerator:
+    def __init__(self, seed: int = 0) -> None: ...
+    def seed(self, seed: int) -> None: ...
+    def random(self) -> int: ...
+    def rand(self, count: int) -> NDArray[float32]: ...
+    def rand_double(self, count: int) -> NDArray[float64]: ...
+    def randn(self, count: int) -> NDArray[float32]: ...
+    def randn_double(self, count: int) -> NDArray[float64]: ...
+    def randint(self, low: int, high: int, count: int) -> NDArray[int64]: ...
+    def multinomial(self, probabilities: NDArray[float32]) -> int: ...
+
+class Hypothesis:
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def log_probability(self) -> float: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def records(self) -> list[NDArray[uint8]]: ...
+
+class Decoder:
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        max_images: int,
+        max_rows: int,
+        max_steps: int,
+        max_width: int = 1,
+        caches: Sequence[tuple[Any, ...]] = (),
+        recurrent: Sequence[tuple[str, int]] = (),
+        memory: Sequence[tuple[str, int]] = (),
+        noise: Sequence[tuple[str, int]] = (),
+        records: Sequence[tuple[str, int]] = (),
+    ) -> None: ...
+    @property
+    def tokens(self) -> NDArray[int64]: ...
+    @property
+    def positions(self) -> NDArray[int64]: ...
+    @property
+    def past_lengths(self) -> NDArray[int32]: ...
+    @property
+    def new_lengths(self) -> NDArray[int32]: ...
+    @property
+    def last_positions(self) -> NDArray[int32]: ...
+    @property
+    def total_length(self) -> NDArray[int32]: ...
+    @property
+    def logits(self) -> NDArray[float32]: ...
+    def cache(self, name: str) -> NDArray[uint8]: ...
+    def state_input(self, name: str) -> NDArray[uint8]: ...
+    def state_output(self, name: str) -> NDArray[uint8]: ...
+    def memory(self, name: str) -> NDArray[uint8]: ...
+    def noise(self, name: str) -> NDArray[uint8]: ...
+    def record(self, name: str) -> NDArray[uint8]: ...
+    def run(
+        self,
+        *,
+        search: SearchOptions,
+        logits: LogitsOptions,
+        seed: int,
+        prompts: Sequence[Sequence[int]],
+        recurrent: Sequence[NDArray[Any]],
+        memory: Sequence[NDArray[Any]],
+        step: Callable[[int, int, int], object],
+        on_token: Callable[[int, int], object] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+        prefix_length: int = 0,
+        keep_records: bool = True,
+    ) -> list[list[Hypothesis]]: ...

@@ -1,0 +1,19 @@
+"""Autoregressive decoding: options, the loop's buffers, their binding to an engine, and `generate`."""
+
+from vlrt.decode.binding import StepModel
+from vlrt.decode.generate import decode, generate
+from vlrt.decode.loop import Hypothesis, Loop, LoopShape, RowTensor, StepBuffers, Task
+from vlrt.decode.options import DecodeOptions
+
+__all__ = [
+    "DecodeOptions",
+    "Hypothesis",
+    "Loop",
+    "LoopShape",
+    "RowTensor",
+    "StepBuffers",
+    "StepModel",
+    "Task",
+    "decode",
+    "generate",
+]

@@ -1,0 +1,199 @@
+"""A decoder's step graph bound to the loop's buffers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from vlrt.decode.loop import Array, Loop, LoopShape, RowTensor, StepBuffers
+from vlrt.decode.options import DecodeOptions
+from vlrt.engines.session import Session
+from vlrt.errors import BundleError, UsageError
+from vlrt.manifest import DecodeSpec, StateSpec, TensorSpec
+
+_IDLE_LOOPS = 4
+"""Loops kept for the next call; more than that were needed by threads at once and are dropped after it."""
+
+
+class StepModel:
+    """One decoder: its manifest section and the session of its step graph.
+
+    Loops (buffers and bindings) are made once and used again; threads may generate at once, each with its own.
+
+    Args:
+        spec: the manifest's decode section.
+        session: the loaded step graph. Besides the inputs that `spec` names it may take `position` [R, W]
+            int64, `past_length`, `new_length`, `last_position` [R] int32 and `total_length` [1] int32; see
+            `StepBuffers`.
+
+    Raises:
+        BundleError: the graph has an input or a state that this runtime cannot serve.
+    """
+
+    def __init__(self, spec: DecodeSpec, session: Session) -> None:
+        self.spec = spec
+        self.session = session
+        self._idle: list[BoundLoop] = []
+        self._lock = threading.Lock()
+        for state in spec.states:
+            if state.kind == "kv_concat":
+                raise BundleError(f"state `{state.input}` grows by concatenation, which is not served yet")
+
+    @property
+    def takes_prompts_at_once(self) -> bool:
+        """Whether one call takes several tokens per row."""
+        shape = self.session.spec.input(self.spec.token).shape
+        return len(shape) == 2 and shape[1] != 1
+
+    @contextmanager
+    def loop(
+        self, initial: Mapping[str, Array], prompts: Sequence[Sequence[int]], options: DecodeOptions
+    ) -> Iterator[BoundLoop]:
+        """Lends a loop that is large enough for the task."""
+        shape = self._shape(initial, prompts, options)
+        bound = self._take(shape)
+        try:
+            yield bound
+        finally:
+            with self._lock:
+                self._idle.append(bound)
+                del self._idle[:-_IDLE_LOOPS]
+
+    def _take(self, shape: LoopShape) -> BoundLoop:
+        with self._lock:
+            for bound in self._idle:
+                if _serves(bound.loop.shape, shape):
+                    self._idle.remove(bound)
+                    return bound
+        return BoundLoop(self, Loop(shape))
+
+    def initial_values(self, images: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of the image chain, by the names of the step graph's inputs."""
+        wanted = [s for s in self.spec.states if s.kind in ("recurrent", "memory")]
+        for state in wanted:
+            if state.source not in images:
+                raise BundleError(f"state `{state.input}` starts from `{state.source}`, which was not given")
+        return {state.input: images[state.source] for state in wanted}
+
+    def _shape(
+        self, initial: Mapping[str, Array], prompts: Sequence[Sequence[int]], options: DecodeOptions
+    ) -> LoopShape:
+        graph, states = self.session.spec, self.spec.states
+        axes = self._axes(initial)
+        width = max(map(len, prompts)) if self.takes_prompts_at_once else 1
+
+        def tensors(kind: str) -> tuple[RowTensor, ...]:
+            return tuple(_row_tensor(graph.input(s.input), axes) for s in states if s.kind == kind)
+
+        return LoopShape(
+            vocabulary=self.spec.vocabulary,
+            max_images=len(prompts),
+            max_rows=len(prompts) * options.rows_per_image,
+            max_steps=options.max_new_tokens,
+            max_width=width,
+            caches=tuple(self._cache(s, axes) for s in states if s.kind == "kv"),
+            recurrent=tensors("recurrent"),
+            memory=tensors("memory"),
+            noise=tensors("noise"),
+            records=tuple(_row_tensor(graph.output(r.output), axes) for r in self.spec.records),
+        )
+
+    def _cache(self, state: StateSpec, axes: Mapping[str, int]) -> RowTensor:
+        spec = self.session.spec.input(state.input)
+        longest = self.spec.max_length
+        shape = tuple(axes.get(a, longest) if isinstance(a, str) else a for a in spec.shape[1:])
+        return RowTensor(spec.name, shape, spec.dtype)
+
+    def _axes(self, initial: Mapping[str, Array]) -> dict[str, int]:
+        """Sizes of the named axes that the initial values decide, e.g. regions of the image."""
+        axes: dict[str, int] = {}
+        for name, array in initial.items():
+            spec = self.session.spec.input(name)
+            if array.ndim != len(spec.shape):
+                raise UsageError(f"`{name}` has {array.ndim} axes, expected {len(spec.shape)}")
+            for size, axis in zip(array.shape[1:], spec.shape[1:]):
+                if isinstance(axis, str):
+                    axes[axis] = size
+        return axes
+
+
+class BoundLoop:
+    """A loop whose buffers are bound to a session, once per number of rows, width and images."""
+
+    def __init__(self, model: StepModel, loop: Loop) -> None:
+        self.loop = loop
+        self._model = model
+        self._bound: dict[tuple[int, int, int], Callable[[], None]] = {}
+
+    def __call__(self, buffers: StepBuffers) -> None:
+        """One forward pass over `buffers`."""
+        key = (buffers.rows, buffers.width, buffers.images)
+        run = self._bound.get(key)
+        if run is None:
+            run = self._bound[key] = self._bind(buffers)
+        run()
+
+    def _bind(self, buffers: StepBuffers) -> Callable[[], None]:
+        model, graph = self._model, self._model.session.spec
+        inputs, outputs = self._named(buffers)
+        names = {tensor.name for tensor in graph.inputs}
+        missing = sorted(names - set(inputs))
+        if missing:
+            raise BundleError(f"`{graph.file}` has the input `{missing[0]}`, which no state explains")
+        for spec in graph.outputs:
+            # The engine writes every output somewhere; what nobody keeps goes into an array of its own.
+            if spec.name not in outputs:
+                outputs[spec.name] = _unused_output(spec, graph.input(model.spec.token), buffers)
+        return model.session.bind({name: inputs[name] for name in names}, outputs)
+
+    def _named(self, buffers: StepBuffers) -> tuple[dict[str, Array], dict[str, Array]]:
+        spec = self._model.spec
+        flat = len(self._model.session.spec.input(spec.token).shape) == 1
+        inputs: dict[str, Array] = {
+            spec.token: buffers.tokens[:, 0] if flat else buffers.tokens,
+            "position": buffers.positions[:, 0] if flat else buffers.positions,
+            "past_length": buffers.past_lengths,
+            "new_length": buffers.new_lengths,
+            "last_position": buffers.last_positions,
+            "total_length": buffers.total_length,
+        }
+        for given in (buffers.states, buffers.caches, buffers.memory, buffers.noise):
+            inputs |= given
+        outputs: dict[str, Array] = {spec.logits: buffers.logits, **buffers.records}
+        for state in spec.states:
+            if state.kind == "recurrent":
+                outputs[state.output] = buffers.next_states[state.input]
+            elif state.kind == "kv":
+                outputs[state.output] = buffers.caches[state.input]
+        return inputs, outputs
+
+
+def _serves(have: LoopShape, need: LoopShape) -> bool:
+    sizes = ("max_images", "max_rows", "max_steps", "max_width")
+    enough = all(getattr(have, name) >= getattr(need, name) for name in sizes)
+    # A loop of width 1 reads prompts token by token; a wider one would not.
+    same_kind = (have.max_width == 1) == (need.max_width == 1)
+    tensors = ("caches", "recurrent", "memory", "noise", "records")
+    return enough and same_kind and all(getattr(have, name) == getattr(need, name) for name in tensors)
+
+
+def _row_tensor(spec: TensorSpec, axes: Mapping[str, int]) -> RowTensor:
+    shape: list[int] = []
+    for axis in spec.shape[1:]:
+        size: Any = axes.get(axis) if isinstance(axis, str) else axis
+        if size is None:
+            raise BundleError(f"axis `{axis}` of `{spec.name}` is not decided by any initial value")
+        shape.append(size)
+    return RowTensor(spec.name, tuple(shape), spec.dtype)
+
+
+def _unused_output(spec: TensorSpec, token: TensorSpec, buffers: StepBuffers) -> Array:
+    sizes = dict.fromkeys(token.shape[:1], buffers.rows)
+    shape = [sizes.get(axis, axis) for axis in spec.shape]
+    if not all(isinstance(size, int) for size in shape):
+        raise BundleError(f"output `{spec.name}` has the shape {list(spec.shape)}, which nothing decides")
+    return np.empty([int(size) for size in shape], spec.dtype)

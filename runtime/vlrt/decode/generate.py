@@ -1,0 +1,95 @@
+"""From the image chain's outputs to token sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vlrt.decode.binding import StepModel
+from vlrt.decode.loop import Array, Hypothesis, Loop, OnToken, ShouldCancel, Step, Task
+from vlrt.decode.options import DecodeOptions
+from vlrt.errors import UsageError
+
+
+def generate(
+    step_model: StepModel,
+    initial: Mapping[str, Array],
+    options: DecodeOptions,
+    *,
+    prompts: Sequence[Sequence[int]] | None = None,
+    on_token: OnToken | None = None,
+    should_cancel: ShouldCancel | None = None,
+) -> list[list[Hypothesis]]:
+    """Decodes a batch of images with a decoder graph.
+
+    Args:
+        step_model: the decoder.
+        initial: outputs of the image chain by name [images, …]: first states and memory; others are ignored.
+        options: how tokens are chosen.
+        prompts: ids per image; the manifest's start ids where `None`.
+        on_token: called with (image, id): with one beam as each token is chosen; with several as soon as
+            every hypothesis that may still be returned agrees on it, so that nothing is ever taken back. In
+            the end it has seen the tokens of each image's first hypothesis (not so after a cancel). What it
+            raises ends the decoding and is passed on.
+        should_cancel: asked before every step; true ends the decoding, and what is there is returned:
+            finished hypotheses and, as `finished=False`, live ones.
+
+    Returns:
+        Per image its hypotheses, best first (samples: in the order drawn); fewer than asked for only where
+        fewer exist.
+
+    Raises:
+        UsageError: options that this decoder cannot serve.
+        VlrtError: an initial value is missing or has the wrong shape, or the model's scores are not finite.
+    """
+    values = step_model.initial_values(initial)
+    prompts = _prompts(step_model, values, prompts)
+    spec = step_model.spec
+    options.check_vocabulary(spec.vocabulary)
+    longest = max(map(len, prompts)) + options.max_new_tokens
+    if longest > spec.max_length:
+        most = spec.max_length - max(map(len, prompts))
+        raise UsageError(f"`max_new_tokens` is {options.max_new_tokens}, this decoder has room for {most}")
+    task = Task(prompts, spec.end_ids, values)
+    with step_model.loop(values, prompts, options) as bound:
+        return bound.loop.run(bound, task, options, on_token, should_cancel)
+
+
+def _prompts(
+    step_model: StepModel, values: Mapping[str, Array], prompts: Sequence[Sequence[int]] | None
+) -> Sequence[Sequence[int]]:
+    counts = {len(array) for array in values.values()}
+    if prompts is not None:
+        counts.add(len(prompts))
+    if len(counts) != 1 or 0 in counts:
+        raise UsageError(f"initial values and prompts are for {sorted(counts)} images, expected one number")
+    if prompts is None:
+        return [step_model.spec.start_ids] * counts.pop()
+    for prompt in prompts:
+        if not prompt or not all(0 <= token < step_model.spec.vocabulary for token in prompt):
+            raise UsageError(f"prompt {list(prompt)} needs ids from 0 to {step_model.spec.vocabulary - 1}")
+    return prompts
+
+
+def decode(
+    loop: Loop,
+    step: Step,
+    task: Task,
+    options: DecodeOptions,
+    *,
+    on_token: OnToken | None = None,
+    should_cancel: ShouldCancel | None = None,
+) -> list[list[Hypothesis]]:
+    """Decodes with any forward pass: a NumPy function, or an engine of the caller's own.
+
+    Args:
+        loop: buffers large enough for the task.
+        step: reads the inputs in `StepBuffers` and fills its outputs; called once for the prompts with one
+            row per image (token by token where the loop's width is 1), then once per token.
+        task: prompts, end ids and initial values.
+        options, on_token, should_cancel: as for `generate`.
+
+    Returns:
+        As `generate`.
+    """
+    options.check_vocabulary(loop.shape.vocabulary)
+    return loop.run(step, task, options, on_token, should_cancel)

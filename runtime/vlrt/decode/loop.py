@@ -1,0 +1,282 @@
+"""The C++ loop and its buffers as NumPy arrays, without copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlrt import _C
+from vlrt.decode.options import DecodeOptions
+from vlrt.errors import VlrtError
+
+Array = NDArray[Any]
+OnToken = Callable[[int, int], object]
+ShouldCancel = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class RowTensor:
+    """One row of a tensor: its name, its shape without the first axis, its dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class LoopShape:
+    """What a loop allocates, once.
+
+    Args:
+        vocabulary: logits per row.
+        max_images: images decoded together.
+        max_rows: live hypotheses of all images together.
+        max_steps: most new tokens of a run.
+        max_width: prompt tokens that one call of the model takes; 1 for models that take one token a call.
+        caches: attention caches, row shape [heads, positions, head_dim]; read and written in place.
+        recurrent: states that a step reads and replaces.
+        memory: tensors with one row per image.
+        noise: float32 tensors filled with uniforms in [0, 1) before every call.
+        records: step outputs kept for every word.
+    """
+
+    vocabulary: int
+    max_images: int
+    max_rows: int
+    max_steps: int
+    max_width: int = 1
+    caches: tuple[RowTensor, ...] = ()
+    recurrent: tuple[RowTensor, ...] = ()
+    memory: tuple[RowTensor, ...] = ()
+    noise: tuple[RowTensor, ...] = ()
+    records: tuple[RowTensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        for cache in self.caches:
+            if len(cache.shape) != 3:
+                raise VlrtError(f"cache `{cache.name}` has row shape {cache.shape}, expected three axes")
+        if any(noise.dtype != "float32" for noise in self.noise):
+            raise VlrtError("noise inputs must be float32")
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """The buffers of one forward pass over `rows` rows (R), `width` tokens (W) each, of `images` images (B).
+
+    R = B · k; the rows of an image lie together. The step reads everything but `logits`, `next_states` and
+    `records`, which it must fill; `caches` it extends in place at positions `past_lengths` onwards.
+
+    Args:
+        tokens: [R, W] int64.
+        positions: [R, W] int64, place of each token in its sequence.
+        past_lengths, new_lengths, last_positions: [R] int32: filled positions before the call, tokens of this
+            call (shorter prompts stand at the left), and the sum of both less one.
+        total_length: [1] int32, longest past + new.
+        logits: [R, vocabulary] float32, of each row's last token.
+    """
+
+    rows: int
+    width: int
+    images: int
+    tokens: Array
+    positions: Array
+    past_lengths: Array
+    new_lengths: Array
+    last_positions: Array
+    total_length: Array
+    logits: Array
+    caches: Mapping[str, Array]
+    states: Mapping[str, Array]
+    next_states: Mapping[str, Array]
+    memory: Mapping[str, Array]
+    noise: Mapping[str, Array]
+    records: Mapping[str, Array]
+
+
+Step = Callable[[StepBuffers], object]
+
+_SAME_NAME = (
+    *("repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+    *("min_length", "min_new_tokens", "max_new_tokens"),
+    *("temperature", "top_k", "top_p", "min_p", "typical_p"),
+)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One decoded sequence.
+
+    Args:
+        tokens: generated ids, the end id included where it was generated.
+        score: what hypotheses are ranked by: log-probability / length ** `length_penalty`.
+        log_probability: sum over the tokens, natural logarithm; for greedy and sampling that of the model's
+            own distribution, in beam search that of the processed scores (as transformers).
+        records: by name [len(tokens), …]: the step output that went with the choice of each token.
+        finished: whether it ended with an end id.
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+    log_probability: float
+    records: dict[str, Array] = field(default_factory=dict)
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one run of a loop decodes.
+
+    Args:
+        prompts: ids per image, at least one each.
+        end_ids: ids that end a sequence.
+        initial: by name [images, …]: the first value of every recurrent state, and the memory.
+        prefix_length: cache positions of every image that the caller has filled.
+        keep_records: whether hypotheses come with their records.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    end_ids: tuple[int, ...]
+    initial: Mapping[str, Array] = field(default_factory=dict)
+    prefix_length: int = 0
+    keep_records: bool = True
+
+
+class Loop:
+    """A decoder with buffers of one `LoopShape`; one run at a time, any number of loops side by side."""
+
+    def __init__(self, shape: LoopShape) -> None:
+        self.shape = shape
+        self._decoder = _C.Decoder(
+            vocabulary=shape.vocabulary,
+            max_images=shape.max_images,
+            max_rows=shape.max_rows,
+            max_steps=shape.max_steps,
+            max_width=shape.max_width,
+            caches=[(c.name, *c.shape, np.dtype(c.dtype).itemsize) for c in shape.caches],
+            recurrent=_rows(shape.recurrent),
+            memory=_rows(shape.memory),
+            noise=_rows(shape.noise),
+            records=_rows(shape.records),
+        )
+        self._buffers: dict[tuple[int, int, int], StepBuffers] = {}
+
+    def buffers(self, rows: int, width: int = 1, images: int = 1) -> StepBuffers:
+        """The first rows of every buffer; the same views every time."""
+        key = (rows, width, images)
+        if key not in self._buffers:
+            self._buffers[key] = self._make_buffers(rows, width, images)
+        return self._buffers[key]
+
+    def _make_buffers(self, rows: int, width: int, images: int) -> StepBuffers:
+        decoder, shape = self._decoder, self.shape
+        return StepBuffers(
+            rows=rows,
+            width=width,
+            images=images,
+            tokens=decoder.tokens[: rows * width].reshape(rows, width),
+            positions=decoder.positions[: rows * width].reshape(rows, width),
+            past_lengths=decoder.past_lengths[:rows],
+            new_lengths=decoder.new_lengths[:rows],
+            last_positions=decoder.last_positions[:rows],
+            total_length=decoder.total_length,
+            logits=decoder.logits[:rows],
+            caches={t.name: _typed(decoder.cache(t.name), t, rows) for t in shape.caches},
+            states={t.name: _typed(decoder.state_input(t.name), t, rows) for t in shape.recurrent},
+            next_states={t.name: _typed(decoder.state_output(t.name), t, rows) for t in shape.recurrent},
+            memory={t.name: _typed(decoder.memory(t.name), t, images) for t in shape.memory},
+            noise={t.name: _typed(decoder.noise(t.name), t, rows) for t in shape.noise},
+            records={t.name: _typed(decoder.record(t.name), t, rows) for t in shape.records},
+        )
+
+    def run(
+        self,
+        step: Step,
+        task: Task,
+        options: DecodeOptions,
+        on_token: OnToken | None = None,
+        should_cancel: ShouldCancel | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Decodes; see `vlrt.decode.decode`."""
+        images = len(task.prompts)
+        try:
+            found = self._decoder.run(
+                search=_search_options(options, task.end_ids),
+                logits=_logits_options(options, task.end_ids),
+                seed=options.seed,
+                prompts=task.prompts,
+                recurrent=[_initial(task.initial, tensor, images) for tensor in self.shape.recurrent],
+                memory=[_initial(task.initial, tensor, images) for tensor in self.shape.memory],
+                step=lambda rows, width, images: step(self.buffers(rows, width, images)),
+                on_token=on_token,
+                should_cancel=should_cancel,
+                prefix_length=task.prefix_length,
+                keep_records=task.keep_records,
+            )
+        except _C.ScoreError as error:
+            raise VlrtError(f"decoding stopped at {error}", "`vlrt verify BUNDLE` checks the model") from None
+        convert = partial(_hypothesis, self.shape.records)
+        return [[convert(hypothesis) for hypothesis in image] for image in found]
+
+
+def _rows(tensors: Sequence[RowTensor]) -> list[tuple[str, int]]:
+    return [(tensor.name, tensor.row_bytes) for tensor in tensors]
+
+
+def _typed(raw: Array, tensor: RowTensor, rows: int) -> Array:
+    return raw[:rows].view(tensor.dtype).reshape(rows, *tensor.shape)
+
+
+def _initial(given: Mapping[str, Array], tensor: RowTensor, images: int) -> Array:
+    if tensor.name not in given:
+        raise VlrtError(f"the initial value of `{tensor.name}` is missing", "export the bundle again")
+    array = given[tensor.name]
+    if array.shape != (images, *tensor.shape) or array.dtype != np.dtype(tensor.dtype):
+        got = f"{array.dtype} {list(array.shape)}"
+        raise VlrtError(f"`{tensor.name}` is {got}, expected {tensor.dtype} {[images, *tensor.shape]}")
+    return np.ascontiguousarray(array)
+
+
+def _hypothesis(records: Sequence[RowTensor], found: _C.Hypothesis) -> Hypothesis:
+    kept = {
+        tensor.name: np.ascontiguousarray(raw).reshape(-1).view(tensor.dtype).reshape(len(raw), *tensor.shape)
+        for tensor, raw in zip(records, found.records)
+    }
+    return Hypothesis(tuple(found.tokens), found.score, found.log_probability, kept, found.finished)
+
+
+def _search_options(options: DecodeOptions, end_ids: tuple[int, ...]) -> _C.SearchOptions:
+    native = _C.SearchOptions()
+    native.rule = _C.Rule.classic if options.rule == "classic" else _C.Rule.hf
+    native.early_stopping = {
+        False: _C.EarlyStopping.off,
+        True: _C.EarlyStopping.on,
+        "never": _C.EarlyStopping.never,
+    }[options.early_stopping]
+    native.end_ids = list(end_ids)
+    for name in ("num_beams", "num_return_sequences", "max_new_tokens", "length_penalty", "do_sample"):
+        setattr(native, name, getattr(options, name))
+    return native
+
+
+def _logits_options(options: DecodeOptions, end_ids: tuple[int, ...]) -> _C.LogitsOptions:
+    native = _C.LogitsOptions()
+    for name in _SAME_NAME:
+        setattr(native, name, getattr(options, name))
+    native.end_ids = list(end_ids)
+    native.forced_eos_ids = list(options.forced_eos_ids)
+    if options.forced_bos_token_id is not None:
+        native.forced_bos_id = options.forced_bos_token_id
+    native.warp = options.do_sample
+    native.min_tokens_to_keep = len(end_ids) + 1 if options.num_beams > 1 else 1
+    native.renormalize = options.renormalize_logits
+    return native
