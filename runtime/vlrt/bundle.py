@@ -12,6 +12,7 @@ from pathlib import Path
 from vlrt import manifest
 from vlrt.errors import BundleError, VlrtError
 from vlrt.manifest import GraphSpec, Manifest
+from vlrt.onnx_files import external_files
 
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 16 << 20
@@ -65,14 +66,22 @@ class Bundle:
         return self.path / name
 
     def graph(self, role: str) -> tuple[GraphSpec, Path]:
-        """Signature and verified path of a graph, its external data verified too."""
+        """Signature and verified path of a graph, its external data verified too.
+
+        Raises:
+            BundleError: no such graph, a damaged file, or one that would read files which the manifest does not name.
+        """
         spec = self.manifest.graphs.get(role)
         if spec is None:
             have = ", ".join(f"`{r}`" for r in self.manifest.graphs)
             raise BundleError(f"the bundle `{self.name}` has no graph `{role}`, it has {have or 'none'}")
+        path = self.file(spec.file)
+        for name in sorted(external_files(path) - set(spec.external)):
+            what = f"`{spec.file}` would read `{name[:100]}`, which the manifest does not name as its external data"
+            raise BundleError(what, "do not trust this bundle")
         for name in spec.external:
             self.file(name)
-        return spec, self.file(spec.file)
+        return spec, path
 
     def require(self, task: str) -> None:
         """Raises `BundleError` unless the bundle serves `task`."""
@@ -125,16 +134,21 @@ _AGAIN = "copy the bundle again, or export it again"
 
 def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise BundleError(f"`{folder}` is not a folder", "give a bundle's folder or a name from `vlrt models`")
-    if not path.is_file():
-        raise BundleError(f"`{folder}` is not a bundle: it has no {MANIFEST}", "write one with `vlrt export`")
-    if path.is_symlink() or path.stat().st_size > _LARGEST_MANIFEST:
-        raise BundleError(f"`{path}` is a link or too large for a manifest", _AGAIN)
     try:
+        if not folder.is_dir():
+            raise BundleError(f"`{folder}` is not a folder", "give a bundle's folder or a name from `vlrt models`")
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleError(f"`{path}` is not a regular file", "a bundle holds no links; copy the file itself")
+        if found.st_size > _LARGEST_MANIFEST:
+            what = f"`{path}` has {found.st_size:,} bytes, too many for a manifest"
+            raise BundleError(what, f"at most {_LARGEST_MANIFEST:,} are read; copy the bundle again")
         return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"`{path}` cannot be read: {error.strerror}", "check its permissions") from None
+    except FileNotFoundError:
+        raise BundleError(f"`{folder}` is not a bundle: it has no {MANIFEST}", "write one with `vlrt export`") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"`{path}` cannot be read: {reason}", "check its name and permissions") from None
 
 
 def sha256(path: Path) -> str:
