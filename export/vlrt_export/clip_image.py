@@ -51,6 +51,8 @@ def image_spec(processor: Mapping[str, Any], image_size: int) -> ImageSpec:
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
     if edge is None:
         crop = _sides(size)
+    elif not isinstance(edge, int):
+        raise VlrtError(f"preprocessor_config.json has the size {size!r}", "expected a number of pixels")
     if crop != (image_size, image_size):
         raise VlrtError(f"preprocessor_config.json crops to {list(crop)}, the model takes {image_size} pixels")
     resample = processor.get("resample", 3)

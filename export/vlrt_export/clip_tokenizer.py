@@ -99,7 +99,7 @@ def stand_in(vocabulary: int) -> ClipTokenizer:
     tokens = [*alphabet, *(f"{character}</w>" for character in alphabet)]
     if vocabulary < len(tokens) + 2:
         raise VlrtError(f"a vocabulary of {vocabulary} is too small, expected at least {len(tokens) + 2}")
-    vocab = {token: index for index, token in enumerate(tokens)} | {START: vocabulary - 2, END: vocabulary - 1}
+    vocab = {token: index for index, token in enumerate([*tokens, START, END])}
     return ClipTokenizer(byte_pair(vocab, []), 0, "byte-level stand-in, not CLIP's vocabulary")
 
 
