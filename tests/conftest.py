@@ -1,0 +1,119 @@
+"""What all tests share: folders of their own, photographs made in code, a tiny bundle, and the development data."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; the machine is shared
+
+HERE = Path(__file__).parent
+_MISSING = pytest.StashKey[list[str]]()
+
+
+def shared_folder() -> Path:
+    """Development data too large for the repository: `VLRT_SHARED`, or `shared` beside the repository."""
+    return Path(os.environ.get("VLRT_SHARED") or HERE.parents[1] / "shared")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of the development data are taken out where it is absent, and the summary names them."""
+    absent = [] if shared_folder().is_dir() else [i for i in items if "shared_dir" in getattr(i, "fixturenames", ())]
+    if absent:
+        items[:] = [item for item in items if item not in absent]
+        config.hook.pytest_deselected(items=absent)
+    config.stash[_MISSING] = [item.nodeid for item in absent]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    names = config.stash.get(_MISSING, [])
+    if names:
+        terminalreporter.section("not run", sep="=", yellow=True)
+        terminalreporter.line(f"{len(names)} tests need the development data, and `{shared_folder()}` is not there;")
+        terminalreporter.line("name its folder in VLRT_SHARED. They are:")
+        for name in names:
+            terminalreporter.line(f"  {name}")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Folder of the development data; tests that ask for it are not run where it is absent."""
+    return shared_folder()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_folders() -> Iterator[Path]:
+    """No test sees, or leaves anything in, the user's own bundles and caches; subprocesses inherit that."""
+    root = Path(tempfile.mkdtemp(prefix="vlrt-tests."))
+    before = {name: os.environ.get(name) for name in ("VLRT_HOME", "VLRT_CACHE")}
+    os.environ["VLRT_HOME"], os.environ["VLRT_CACHE"] = str(root / "home"), str(root / "cache")
+    yield root
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """The module that makes tiny bundles; see `tiny_bundles.py`."""
+    return _load_beside("tiny_bundles")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle of five graphs with random weights that captions, matches and searches. Do not change it."""
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    tiny.write_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_copy(tiny_bundle_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle_folder, tmp_path / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Callable[..., Image.Image]:
+    """Makes an RGB picture of any size; equal seeds give equal pictures."""
+
+    def make(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
+        noise = np.random.default_rng(seed).integers(0, 256, (max(1, height // 4), max(1, width // 4), 3), np.uint8)
+        return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+    return make
+
+
+@pytest.fixture
+def photographs(photograph: Callable[..., Image.Image], tmp_path: Path) -> Path:
+    """A folder of three photographs of different formats, one of them in a subfolder, beside a file that is none."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    photograph(seed=1).save(folder / "a.jpg")
+    photograph(50, 50, seed=2).save(folder / "b.png")
+    photograph(30, 60, seed=3).save(folder / "more" / "c.webp")
+    (folder / "notes.txt").write_text("not a photograph", "utf-8")
+    return folder
+
+
+def _load_beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
