@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 """File name endings taken as photographs when a folder is searched."""
 
 MOST_PIXELS = 178_956_970
-"""Width times height beyond which a file is refused before it is decoded; Pillow's own warning limit."""
+"""Width times height beyond which a file is refused before it is decoded; where Pillow too raises an error."""
+
+_COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM")
+_FURTHER = ("TIFF", "JPEG2000", "AVIF", "MPO")
+"""Formats that are read. Pillow knows forty more, some of them programs (EPS runs Ghostscript), all of them rare."""
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -46,22 +51,27 @@ def load(source: ImageLike) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        try:
+            return _to_rgb(source)
+        except (OSError, SyntaxError, ValueError) as error:  # a lazily opened file may turn out damaged only now
+            raise ImageError(f"the Pillow image cannot be read: {_reason(error)}") from None
     name, stream = _open(source)
     with warnings.catch_warnings():
         # Our own limit below replaces Pillow's warning; odd metadata is no reason to trouble the user.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(stream) as picture:
+            with _identify(stream) as picture:
                 _check_size(picture, name)
                 return _to_rgb(picture)
+        except ImageError:
+            raise
         except UnidentifiedImageError:
             raise ImageError(
                 f"`{name}` is not an image we can read", "JPEG, PNG, WebP, TIFF, BMP and GIF are"
             ) from None
         except Image.DecompressionBombError:
             raise ImageError(f"`{name}` has more than {MOST_PIXELS:,} pixels", "scale it down first") from None
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - decoders raise whatever a damaged file made them trip over
             raise ImageError(f"`{name}` is damaged: {_reason(error)}", "copy the file again") from None
 
 
@@ -95,6 +105,15 @@ def _fit(picture: Image.Image, spec: ImageSpec) -> Image.Image:
     return resized.crop((left, top, left + width, top + height))
 
 
+def _identify(stream: Any) -> Image.Image:
+    """Opens an image of one of the formats above; the further ones cost the import of all of Pillow's readers."""
+    try:
+        return Image.open(stream, formats=_COMMON)
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(stream, formats=[kind for kind in _FURTHER if kind in Image.OPEN])
+
+
 def _open(source: object) -> tuple[str, Any]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         if not len(source):
@@ -105,15 +124,19 @@ def _open(source: object) -> tuple[str, Any]:
         raise ImageError(what, "give a path, bytes, a Pillow image or a NumPy array")
     path = Path(source)
     try:
-        if path.is_dir():
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
             raise ImageError(f"`{path}` is a folder, expected an image")
-        if not path.stat().st_size:
+        if not stat.S_ISREG(found.st_mode):
+            raise ImageError(f"`{path}` is a pipe or a device, expected a file", "save it to a file first")
+        if not found.st_size:
             raise ImageError(f"`{path}` is empty", "copy the file again")
+        with open(path, "rb"):  # one that must not be read is not a damaged one
+            return str(path), path
     except FileNotFoundError:
         raise ImageError(f"`{path}` does not exist", "check the name") from None
-    except OSError as error:
-        raise ImageError(f"`{path}` cannot be read: {error.strerror}") from None
-    return str(path), path
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise ImageError(f"`{path}` cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _check_size(picture: Image.Image, name: str) -> None:
@@ -128,6 +151,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith("I") or upright.mode == "F":
         upright = _eight_bits(upright)
+    if upright.mode in ("RGBa", "La"):
+        upright = upright.convert(upright.mode.upper())  # premultiplied: Pillow undoes that first or not at all
     if upright.mode == "P" and "transparency" in upright.info:
         upright = upright.convert("RGBA")  # Pillow warns where a palette's transparency is dropped in one step
     return upright.convert("RGB")
@@ -136,6 +161,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Scales 16-bit and floating greys; Pillow's own conversion clips them to white."""
     values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError("the picture has values that are not finite", "give finite values from 0 to 1")
     highest = 65535.0 if picture.mode.startswith("I") else 1.0
     if values.max(initial=0.0) > highest or values.min(initial=0.0) < 0:
         low, high = float(values.min()), float(values.max())

@@ -334,8 +334,6 @@ class Manifest:
                 step.output(state.output)
             if state.kind in ("recurrent", "memory") and state.source not in produced:
                 raise refuse(f"state `{state.input}` starts from `{state.source}`, which no graph of the chain gives")
-        for orphan in {t.name for t in step.inputs} - {spec.token, *(state.input for state in spec.states)}:
-            raise refuse(f"input `{orphan}` of `{step.file}` is neither the token nor a state")
         for kept in spec.records:
             found = step.output(kept.output)
             if kept.grid is not None:

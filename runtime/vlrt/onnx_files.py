@@ -61,7 +61,8 @@ def _locations(data: Buffer, start: int, end: int, kind: str, depth: int) -> Ite
         elif number in inner:
             yield from _locations(data, first, last, inner[number], depth + 1)
         elif kind == "node" and number == _OP_TYPE and data[first:last] == b"EPContext":
-            raise BundleError("a graph has an `EPContext` node, which reads files of its own", "do not trust this bundle")
+            what = "a graph has an `EPContext` node, which reads files of its own"
+            raise BundleError(what, "do not trust this bundle")
 
 
 def _entry(data: Buffer, start: int, end: int) -> Iterator[str]:
