@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
@@ -15,6 +17,8 @@ _VOCABULARY = 2550
 _WIDTH = 512
 _ATTENTION = 256
 _LONGEST = 25
+Decoder = TypeVar("Decoder", ShowAttendTell, ShowAndTell)
+
 _SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 _DEFAULTS = {"num_beams": 3, "length_penalty": 0.7, "early_stopping": True, "max_new_tokens": _LONGEST}
 
@@ -23,7 +27,7 @@ def random_show_attend_tell(encoder: str, attention: str, seed: int) -> Captione
     """Show, Attend and Tell of the real weights' widths on the encoder of that name."""
     channels = encoder_choice(encoder).channels
     sizes = ShowAttendTellSizes(channels, _WIDTH, _WIDTH, _WIDTH, _ATTENTION, _VOCABULARY)
-    decoder = seeded(seed, lambda: ShowAttendTell(sizes, attention))
+    decoder = seeded(seed, lambda: _spread(ShowAttendTell(sizes, attention)))
     forbid(decoder.output.bias, (0, 1, 3))
     return _captioner(encoder, decoder, seed, pooled=False)
 
@@ -31,9 +35,16 @@ def random_show_attend_tell(encoder: str, attention: str, seed: int) -> Captione
 def random_show_and_tell(encoder: str, seed: int) -> Captioner:
     """Show and Tell of the paper's widths on the encoder of that name."""
     channels = encoder_choice(encoder, pooled=True).channels
-    decoder = seeded(seed, lambda: ShowAndTell(ShowAndTellSizes(channels, _WIDTH, _WIDTH, _VOCABULARY)))
+    sizes = ShowAndTellSizes(channels, _WIDTH, _WIDTH, _VOCABULARY)
+    decoder = seeded(seed, lambda: _spread(ShowAndTell(sizes)))
     forbid(decoder.output.bias, (0, 1, 3))
     return _captioner(encoder, decoder, seed, pooled=True)
+
+
+def _spread(decoder: Decoder) -> Decoder:
+    """Words as far apart as trained ones: torch's own initial embedding gives logits of tens."""
+    nn.init.normal_(decoder.embedding.weight, std=0.2)
+    return decoder
 
 
 def _captioner(name: str, decoder: nn.Module, seed: int, *, pooled: bool) -> Captioner:

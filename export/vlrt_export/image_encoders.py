@@ -88,21 +88,27 @@ def _efficientnet_lite(name: str, size: int) -> nn.Module:
 def randomise(encoder: nn.Module, pixels: Tensor) -> None:
     """Random weights under which activations keep their scale through the depth, as trained ones would.
 
+    Convolutions are drawn anew (He et al., arXiv 1502.01852). Each batch norm divides by the root mean square of what
+    reaches it and subtracts nothing: removing the mean of nearly constant random maps would amplify rounding errors.
+
     Args:
-        encoder: its convolutions are drawn anew (He et al., arXiv 1502.01852), its batch norms calibrated.
-        pixels: [N, 3, H, W] to calibrate on.
+        encoder: in eval mode.
+        pixels: [N, 3, H, W] to measure on.
     """
-    norms = []
+    handles = []
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.02)
         elif isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # the statistics of this one batch
-            norms.append(module)
-    if norms:
-        encoder.train()
-        with torch.no_grad():
-            encoder(pixels)
-    encoder.eval()
+            handles.append(module.register_forward_pre_hook(_measure))
+    with torch.no_grad():
+        encoder.eval()(pixels)
+    for handle in handles:
+        handle.remove()
+
+
+def _measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+        norm.running_var.fill_(float(inputs[0].pow(2).mean()))
