@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import signal
 import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
 import vlrt
-from vlrt.errors import VlrtError
+from vlrt.errors import VlrtError, VlrtWarning
 
 COMMANDS = {
     "run": ("vlrt.commands.run:run", "Caption, match, search, classify or embed photographs."),
@@ -50,28 +57,79 @@ root = LazyGroup(COMMANDS, help="On-device inference for vision-language models:
 click.version_option(vlrt.__version__, prog_name="vlrt")(root)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; mistakes become one line with a hint, never a traceback.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted.
+    Exit codes: 0 done, 1 failed, 2 usage, 130 interrupted, 143 terminated.
+
+    Args:
+        arguments: without the program's name; those of the process where `None`.
     """
-    try:
-        root.main(standalone_mode=False)
-    except VlrtError as error:
-        _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of our output went away (`vlrt … | head`); say nothing and let no later flush complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    _tolerate_any_text()
+    with _plain_warnings(), _orderly_termination():
+        try:
+            root.main(arguments, prog_name="vlrt", standalone_mode=False)
+        except VlrtError as error:
+            _fail(str(error), error.exit_code)
+        except click.exceptions.Exit as exit_:
+            sys.exit(exit_.exit_code)
+        except click.ClickException as error:
+            _fail_usage(error)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            # The reader of our output went away (`vlrt … | head`); say nothing and let no later flush complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
 
 
 def _fail(message: str, code: int) -> None:
     click.echo(f"error: {message}", err=True)
     sys.exit(code)
+
+
+def _fail_usage(error: click.ClickException) -> None:
+    """What click finds wrong with the arguments, in our form; a command without any shows its help as ever."""
+    context = getattr(error, "ctx", None)
+    if context is None or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    found = VlrtError(error.format_message().rstrip("."))
+    _fail(f"{found.what[:1].lower()}{found.what[1:]}\nhint: {context.command_path} --help", error.exit_code)
+
+
+def _tolerate_any_text() -> None:
+    """File names may hold bytes, and terminals lack letters: print escapes then, rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our own warnings become one line each; those of libraries stay as Python shows them."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, VlrtWarning):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                shown(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", VlrtWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _orderly_termination() -> Iterator[None]:
+    """Lets SIGTERM unwind the stack as an interrupt does, so that nothing half-written stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

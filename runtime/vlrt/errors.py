@@ -8,6 +8,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _LONGEST = 2000
 
 
+def one_line(text: str) -> str:
+    """The text with control characters as escapes and of bearable length."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)[:_LONGEST]
+
+
 class VlrtError(Exception):
     """A mistake or a missing thing that its user can mend.
 
@@ -20,7 +25,7 @@ class VlrtError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, hint: str = "") -> None:
-        self.what = _CONTROL.sub(lambda found: repr(found[0])[1:-1], what)[:_LONGEST]
+        self.what = one_line(what)
         super().__init__(self.what)
         self.hint = hint
 
@@ -44,3 +49,7 @@ class EngineError(VlrtError):
 
 class ImageError(VlrtError):
     """An input that is not an image we can read."""
+
+
+class VlrtWarning(UserWarning):
+    """Something that was done otherwise than its user may think; the command line shows it in one line."""

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlrt.bundle import Bundle
-from vlrt.errors import BundleError, UsageError
+from vlrt.errors import BundleError, UsageError, VlrtWarning, one_line
 from vlrt.manifest import TextSpec
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-class TextTruncatedWarning(UserWarning):
+class TextTruncatedWarning(VlrtWarning):
     """A sentence was longer than the model's context and was cut."""
 
 
@@ -59,19 +59,28 @@ class TextCodec:
         if not sentence.strip():
             raise UsageError("an empty text has no meaning to compare", "give at least one word")
         spec = self.spec
-        inner = list(self.tokenizer.encode(sentence, add_special_tokens=False).ids)
+        inner = self._encode(sentence)
         specials = (spec.start_id is not None) + (spec.end_id is not None)
         room = spec.context - specials - reserve
+        if room < 1:
+            raise UsageError(f"{reserve} reserved places leave no room for words in a context of {spec.context}")
         if len(inner) > room:
             shown = sentence if len(sentence) <= 40 else sentence[:37] + "..."
-            warnings.warn(
-                f"`{shown}` has {len(inner)} tokens, the model reads {room}; the rest was cut",
-                TextTruncatedWarning,
-                stacklevel=2,
-            )
+            what = f"`{shown}` has {len(inner)} tokens, the model reads {room}; the rest was cut"
+            warnings.warn(one_line(what), TextTruncatedWarning, stacklevel=2)
         start = [] if spec.start_id is None else [spec.start_id]
         end = [] if spec.end_id is None else [spec.end_id]
         return [*start, *inner[:room], *end]
+
+    def _encode(self, sentence: str) -> list[int]:
+        try:
+            ids = list(self.tokenizer.encode(sentence, add_special_tokens=False).ids)
+        except Exception:  # noqa: BLE001 - tokenizers raises plain kinds, e.g. for halves of surrogate pairs
+            raise UsageError(f"{sentence[:40]!r} is not a text the tokenizer reads", "write it in UTF-8") from None
+        if ids and max(ids) >= self.spec.vocabulary:
+            what = f"the tokenizer gives the id {max(ids)}, the model has a vocabulary of {self.spec.vocabulary}"
+            raise BundleError(what, "export the bundle again")
+        return ids
 
     def encode(self, sentences: Sequence[str]) -> NDArray[np.int64]:
         """Ids of sentences, padded at the end to the longest of them: int64 [N, L]."""
