@@ -23,6 +23,9 @@ IMAGE_EMBEDDING, TEXT_ENCODER = "image_embedding", "text_encoder"
 AttentiveDecoder = ShowAttendTell | TutorialDecoder
 
 _TOKENIZER = "tokenizer.json"
+_LONGEST = 1024
+"""Tokens of a sequence: an LSTM has no positions to run out of, so this only bounds what a user may ask for."""
+
 _ROWS = ((2, 3), (1, 1), (1, 5), (3, 2))
 """Images and rows per image of the step's cases."""
 
@@ -154,7 +157,7 @@ def decode_spec(captioner: Captioner) -> DecodeSpec:
         states=tuple(states),
         records=tuple(records),
         defaults=dict(captioner.defaults),
-        max_length=captioner.max_new_tokens + 1,
+        max_length=_LONGEST,
     )
 
 

@@ -20,10 +20,11 @@ class SearchOptions:
     Args:
         beams: hypotheses per image, also the number returned.
         max_new_tokens: longest caption, end word included.
-        length_penalty: exponent of the length that divides the sum of log-probabilities.
+        length_penalty: exponent of the length that divides the sum of log-probabilities; 0 with `classic`.
         start_id, end_id: ids.
         classic: the paper's rule: sums decide, and the search goes on until no live hypothesis can improve the
-            list. Otherwise transformers' rule with early stopping: it ends when `beams` have finished.
+            list; every ended one better than the last live one enters it. Otherwise transformers' rule with early
+            stopping: it ends when `beams` have finished.
     """
 
     beams: int
@@ -32,6 +33,10 @@ class SearchOptions:
     start_id: int
     end_id: int
     classic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.classic and self.length_penalty:
+            raise ValueError("the classic rule compares plain sums here")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,17 @@ class _Search:
             self._advance(sums, parents, words, length)
             if all(self.done):
                 break
-        return [sorted(found, key=lambda f: -f.score)[: self.options.beams] for found in self.finished]
+        return [self._best(image) for image in range(self.images)]
+
+    def _best(self, image: int) -> list[Found]:
+        """The list of an image; under the classic rule what never finished fills it up."""
+        k, length = self.options.beams, self.options.max_new_tokens
+        found = sorted(self.finished[image], key=lambda f: -f.score)[:k]
+        if self.options.classic and not self.done[image]:
+            rows = range(image * k, image * k + k)
+            live = zip(rows, self.sums[image].tolist())
+            found += [self._found(image, tuple(self.words[row, 1:].tolist()), total, length) for row, total in live]
+        return found[:k]
 
     def _candidates(self) -> tuple[Tensor, Tensor, Tensor]:
         """The best two per beam: sums, parent beams and words, each [B, 2k]."""
@@ -102,39 +117,39 @@ class _Search:
 
     def _advance(self, sums: Tensor, parents: Tensor, words: Tensor, length: int) -> None:
         k = self.options.beams
-        rows, next_words, next_sums = [], [], torch.zeros_like(self.sums)
+        rows, next_words = [], []
         for image in range(self.images):
-            offset = image * k
-            live: list[tuple[int, int, int]] = []
+            live: list[tuple[int, int, float]] = []
             for rank in range(2 * k):
-                word, parent = int(words[image, rank]), offset + int(parents[image, rank])
-                last = length == self.options.max_new_tokens
-                if word == self.options.end_id or last:
-                    if rank < k and sums[image, rank].isfinite():
-                        self._finish(image, parent, word, float(sums[image, rank]), length)
-                elif len(live) < k:
-                    live.append((parent, word, rank))
-            live += [(offset, self.options.end_id, 2 * k - 1)] * (k - len(live))
-            rows += [parent for parent, _, _ in live]
+                row, word, total = image * k + int(parents[image, rank]), int(words[image, rank]), sums[image, rank]
+                if not self._ends(word, length):
+                    live.append((row, word, float(total)))
+                elif total.isfinite() and (len(live) if self.options.classic else rank) < k:
+                    self._finish(image, row, word, float(total), length)
+            live = (live + [(image * k, self.options.end_id, -torch.inf)] * k)[:k]
+            rows += [row for row, _, _ in live]
             next_words += [word for _, word, _ in live]
-            next_sums[image] = sums[image, [rank for _, _, rank in live]]
-            self._stop(image, float(next_sums[image].max()))
+            self.sums[image] = torch.tensor([total for _, _, total in live])
+            self._stop(image)
         self.words = torch.cat([self.words[rows], torch.tensor(next_words)[:, None]], 1)
         self.state = tuple(x[rows] for x in self.state)
-        self.sums = next_sums
+
+    def _ends(self, word: int, length: int) -> bool:
+        cut = length == self.options.max_new_tokens and not self.options.classic
+        return word == self.options.end_id or cut
 
     def _finish(self, image: int, row: int, word: int, total: float, length: int) -> None:
         if not self.done[image]:
             tokens = (*self.words[row, 1:].tolist(), word)
-            score = total / length**self.options.length_penalty
-            self.finished[image].append(Found(tokens, score, self.margins[image]))
+            self.finished[image].append(self._found(image, tokens, total, length))
 
-    def _stop(self, image: int, best_live: float) -> None:
-        found = self.finished[image]
-        if len(found) < self.options.beams:
+    def _found(self, image: int, tokens: tuple[int, ...], total: float, length: int) -> Found:
+        return Found(tokens, total / length**self.options.length_penalty, self.margins[image])
+
+    def _stop(self, image: int) -> None:
+        k, scores = self.options.beams, sorted(f.score for f in self.finished[image])
+        if len(scores) < k:
             return
-        if not self.options.classic:
-            self.done[image] = True
-        elif self.options.length_penalty == 0:
-            worst = sorted((f.score for f in found), reverse=True)[self.options.beams - 1]
-            self.done[image] = self.done[image] or best_live <= worst
+        # Sums only fall, so a live one below the worst of a full list stays below it.
+        improvable = self.options.classic and float(self.sums[image].max()) > scores[-k]
+        self.done[image] = not improvable
