@@ -122,7 +122,7 @@ void TorchGenerator::randint(std::int64_t low, std::int64_t high, std::span<std:
   if (low >= high) throw std::invalid_argument("randint needs low < high");
   const std::uint64_t range = static_cast<std::uint64_t>(high) - static_cast<std::uint64_t>(low);
   for (std::int64_t& value : out) {
-    const std::uint64_t draw = range >= (std::uint64_t{1} << 32) ? random64() : random();
+    const std::uint64_t draw = range >= (std::uint64_t{1} << 28) ? random64() : random();
     value = static_cast<std::int64_t>(draw % range + static_cast<std::uint64_t>(low));
   }
 }
