@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlrt import zoo
-from vlrt.errors import VlrtError
+from vlrt.errors import UsageError, VlrtError
 
 if TYPE_CHECKING:
     from vlrt.manifest import Manifest
 
+_CLIP_PROMPTS = "clip-prompts"
 _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onnxruntime")
 
 
@@ -31,10 +32,19 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 @click.option("--encoder", help="Image encoder of a captioner: vgg16, vgg19, googlenet, resnet101, efficientnet-lite2.")
 @click.option("--attention", help="Attention of a captioner: soft, hard or hard-sampled.")
 @click.option("--tokenizer", type=click.Path(), help="Tokenizer file or folder, where the checkpoint has none.")
+@click.option("--position", type=click.Choice(["end", "middle", "front"]), help="Of clip-prompts: the label's place.")
+@click.option("--labels-file", type=click.Path(path_type=Path), help="Of clip-prompts: labels in training order.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity certificate as JSON.")
 def export(name: str, output: Path | None, force: bool, as_json: bool, **choices: Any) -> None:
-    """Trace the model NAME (see `vlrt models`) to ONNX, prove every graph against torch, write one bundle."""
+    """Trace the model NAME (see `vlrt models`) to ONNX, prove every graph against torch, write one bundle.
+
+    The name clip-prompts converts CoOp's learned prompts instead: --source CHECKPOINT -o FILE.npz.
+    """
     _need_libraries()
+    position, labels_file = choices.pop("position"), choices.pop("labels_file")
+    if name == _CLIP_PROMPTS:
+        _convert_prompts(choices["source"], output, position or "end", labels_file, force)
+        return
     from vlrt_export.bundle_writer import check_target, write_bundle
     from vlrt_export.request import Request, build
 
@@ -51,6 +61,17 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, **choices
     plan = build(request)
     manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"))
     _report(manifest, target, time.monotonic() - started, as_json)
+
+
+def _convert_prompts(
+    source: str | None, output: Path | None, position: str, labels_file: Path | None, force: bool
+) -> None:
+    from vlrt_export.clip_prompts import convert_prompts
+
+    if source is None or output is None:
+        raise UsageError(f"`{_CLIP_PROMPTS}` needs `--source` and `-o`", "--source model.pth.tar-50 -o ctx.npz")
+    prompts = convert_prompts(source, output, position, labels_file, force)
+    click.echo(f"{output}: learned vectors {list(prompts.vectors.shape)}, the label at the {prompts.position}")
 
 
 def _need_libraries() -> None:

@@ -91,7 +91,7 @@ class LearnedPrompts:
     Args:
         vectors: float32 [M, W] for all labels, or [labels, M, W] with vectors of each label's own.
         position: where the label stands: at the ``end``, in the ``middle`` or in ``front`` of the vectors.
-        labels: the labels that vectors of their own belong to, in order; empty where the file does not name them.
+        labels: the labels they were learned with, in order; empty where the file does not name them.
 
     Source: CoOp (Zhou et al., arXiv 2109.01134, equations 2 and 3); places as in that repository's
     ``PromptLearner``: start, vectors, label, full stop, end.
@@ -111,7 +111,7 @@ class LearnedPrompts:
             raise VlrtError("learned prompts hold something else than finite float32 numbers", "convert them again")
         if self.position not in POSITIONS:
             raise UsageError(f"the label's position is `{self.position}`, expected one of {', '.join(POSITIONS)}")
-        if self.labels and (self.vectors.ndim != 3 or len(self.labels) != len(self.vectors)):
+        if self.labels and self.vectors.ndim == 3 and len(self.labels) != len(self.vectors):
             raise VlrtError(f"learned prompts name {len(self.labels)} labels, their vectors fit another number")
 
     @classmethod
@@ -147,9 +147,11 @@ class LearnedPrompts:
             raise VlrtError(
                 f"learned prompts have width {self.width}, the model's tokens have {width}", "use the model they are of"
             )
+        if self.vectors.ndim == 2:
+            return
         if self.labels and tuple(labels) != self.labels:
             raise VlrtError("the labels are not those that the prompts were learned for", "leave the labels out")
-        if self.vectors.ndim == 3 and len(labels) != len(self.vectors):
+        if len(labels) != len(self.vectors):
             what = f"learned prompts are for {len(self.vectors)} labels of their own, got {len(labels)}"
             raise VlrtError(what, "give the labels they were learned for, in that order")
 
