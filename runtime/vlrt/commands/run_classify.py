@@ -60,18 +60,17 @@ def classify(
     names = _labels(labels, labels_file, learned)
     classifier: Classifier = load("classify", model, device=device, threads=threads)
     bank = classifier.bank(names, templates or None, learned, cache=not no_cache)
-    lines = ResultLines(as_json, out, resume=False)
-    progress = Progress(len(paths), "photographs")
-    progress(0)
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
-        for path, found in _classified(classifier, batch, bank, top):
-            if isinstance(found, ImageError):
-                lines.failure(str(path), found)
-            else:
-                lines.result(_value(path, found), _text(path, found, many=len(paths) > 1))
-        progress(start + len(batch))
-    lines.finish()
+    with ResultLines(as_json, out, resume=False) as lines:
+        progress = Progress(len(paths), "photographs")
+        progress(0)
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            for path, found in _classified(classifier, batch, bank, top):
+                if isinstance(found, ImageError):
+                    lines.failure(str(path), found)
+                else:
+                    lines.result(_value(path, found), _text(path, found, many=len(paths) > 1))
+            progress(start + len(batch))
 
 
 def _learned(file: Path | None) -> LearnedPrompts | None:

@@ -70,17 +70,16 @@ def embed(
         raise UsageError("there is nothing to embed", 'vlrt run embed photo.jpg "a dog on grass"')
     embedder: Embedder = load("embed", model, device=device, threads=threads)
     as_npz = out is not None and out.suffix == ".npz"
-    lines = ResultLines(as_json, None if as_npz else out, resume=False)
-    found = _Vectors()
-    _embed_photographs(embedder, paths, found, lines)
-    if sentences:
-        found.texts += sentences
-        found.rows += list(embedder(texts=sentences).texts)
-    vectors = np.stack(found.rows) if found.rows else np.zeros((0, embedder.encoder.spec.dimension), np.float32)
-    if as_npz and out is not None:
-        _write_npz(out, found, vectors, embedder.encoder.spec.scale)
-    _report(found, vectors, lines)
-    lines.finish()
+    with ResultLines(as_json, None if as_npz else out, resume=False) as lines:
+        found = _Vectors()
+        _embed_photographs(embedder, paths, found, lines)
+        if sentences:
+            found.texts += sentences
+            found.rows += list(embedder(texts=sentences).texts)
+        vectors = np.stack(found.rows) if found.rows else np.zeros((0, embedder.encoder.spec.dimension), np.float32)
+        if as_npz and out is not None:
+            _write_npz(out, found, vectors, embedder.encoder.spec.scale)
+        _report(found, vectors, lines)
 
 
 def _sorted_out(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
