@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from vlrt.bundle import Bundle
 from vlrt.engines.session import Array, EngineOptions, Session
-from vlrt.errors import EngineError
+from vlrt.errors import BundleError, EngineError
 
 __all__ = ["Array", "EngineOptions", "Session", "Sessions", "open_session"]
 
@@ -72,6 +72,9 @@ class Sessions:
         produced: dict[str, Array] = {}
         for role in roles:
             session = self.get(role)
+            missing = [t.name for t in session.spec.inputs if t.name not in known]
+            if missing:
+                raise BundleError(f"input `{missing[0]}` of the graph `{role}` comes from nowhere", "export it again")
             produced |= session.run(**{t.name: known[t.name] for t in session.spec.inputs})
             known |= produced
         return produced

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from vlrt.engines.session import Array, EngineOptions, check_array, check_inputs
+from vlrt.engines.session import Array, EngineOptions, check_inputs, check_outputs
 from vlrt.errors import BundleError, EngineError, UsageError
 from vlrt.manifest import GraphSpec
 
@@ -50,12 +50,16 @@ class OnnxRuntimeSession:
         self.spec = spec
         library = load_library()
         provider = _provider(library, options.device)
+        if path.suffix != ".onnx":
+            raise BundleError(f"`{path.name}` is not an ONNX graph by its name", "export the bundle again")
         settings = _settings(library, options, path.stem)
         try:
-            self._session = library.InferenceSession(str(path), settings, providers=[provider])
+            # By default the Python wrapper falls back to the CPU, when it loads a graph and again when one fails.
+            self._session = library.InferenceSession(str(path), settings, providers=[provider], enable_fallback=0)
         except Exception as error:  # noqa: BLE001 - onnxruntime raises one plain Exception class per status
             what = f"`{path.name}` cannot be loaded by onnxruntime: {_first_line(error)}"
             raise BundleError(what, "copy the bundle again, or export it again") from None
+        _check_provider(self._session, options.device)
         _check_signature(self._session, spec)
         self._names = [tensor.name for tensor in spec.outputs]
 
@@ -69,8 +73,7 @@ class OnnxRuntimeSession:
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
         axes = check_inputs(self.spec, inputs)
-        for tensor in self.spec.outputs:
-            check_array(tensor, outputs[tensor.name], axes, "output")
+        check_outputs(self.spec, outputs, axes)
         binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, _address(name, array))
@@ -113,7 +116,7 @@ def _provider(library: ModuleType, device: str) -> Any:
 
 def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
     settings = library.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what it has to say comes as an exception too
     if _shares_pool(library, options.thread_count):
         settings.use_per_session_threads = False
     else:
@@ -133,6 +136,14 @@ def _shares_pool(library: ModuleType, threads: int) -> bool:
             library.set_global_thread_pool_sizes(threads, 1)
             _pool_threads = threads
         return _pool_threads == threads
+
+
+def _check_provider(session: Any, device: str) -> None:
+    """Sees that the session runs where it was asked to: a provider whose libraries do not load is only left out."""
+    name, install = PROVIDERS[device.partition(":")[0]]
+    if name not in session.get_providers():
+        what = f"device `{device}` cannot be used: {name} did not start"
+        raise EngineError(what, f"are its driver and libraries there? else: {install}")
 
 
 def _check_signature(session: Any, spec: GraphSpec) -> None:

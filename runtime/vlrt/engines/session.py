@@ -37,7 +37,9 @@ class EngineOptions:
 
     @property
     def thread_count(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Session(Protocol):
@@ -77,3 +79,15 @@ def check_inputs(spec: GraphSpec, arrays: Mapping[str, Array]) -> dict[str, int]
     for tensor in spec.inputs:
         check_array(tensor, arrays[tensor.name], axes, "input")
     return axes
+
+
+def check_outputs(spec: GraphSpec, arrays: Mapping[str, Array], axes: dict[str, int]) -> None:
+    """Raises `EngineError` unless `arrays` are exactly the graph's outputs, with the axes that the inputs decided."""
+    names = {tensor.name for tensor in spec.outputs}
+    if set(arrays) != names:
+        problem = ", ".join(f"`{n}`" for n in sorted(names ^ set(arrays)))
+        raise EngineError(f"outputs of `{spec.file}` do not match: missing or unknown {problem}")
+    for tensor in spec.outputs:
+        check_array(tensor, arrays[tensor.name], axes, "output")
+        if not arrays[tensor.name].flags.writeable:
+            raise EngineError(f"output `{tensor.name}` is read-only")
