@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vlrt.errors import VlrtError
+from vlrt.errors import UsageError, VlrtError
 
 _TILE = 224
 _GAP = 8
@@ -72,17 +73,31 @@ def save(picture: Image.Image, target: Path) -> None:
     Raises:
         VlrtError: an unknown ending, or the place cannot be written.
     """
-    formats = Image.registered_extensions()
-    kind = formats.get(target.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
-        raise VlrtError(f"`{target.name}` has no ending of a picture", "use .png or .jpg")
+    kind = check_target(target)
     temporary = target.with_name(f".{target.name}.part")
     try:
         picture.save(temporary, format=kind)
         os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise VlrtError(f"`{target}` cannot be written: {error.strerror or error}", "choose another place") from None
+    except (OSError, ValueError) as error:  # ValueError: a format that does not hold this picture
+        reason = getattr(error, "strerror", None) or error
+        raise VlrtError(f"`{target}` cannot be written: {reason}", "choose another place or ending") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_target(target: Path) -> str:
+    """Pillow's name of the format that a file's ending means; called early, before minutes of work.
+
+    Raises:
+        UsageError: an unknown ending, or a folder that does not exist.
+    """
+    kind = Image.registered_extensions().get(target.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise UsageError(f"`{target.name}` has no ending of a picture", "use .png or .jpg")
+    if not target.parent.is_dir():
+        raise UsageError(f"the folder `{target.parent}` of `{target.name}` does not exist", "make it first")
+    return kind
 
 
 def _tile_size(picture: Image.Image) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,10 +28,11 @@ def photographs(names: Iterable[str]) -> list[Path]:
 
 def _expand(name: str) -> Sequence[Path]:
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _need(name, sorted(p for p in path.rglob("*") if _is_photograph(p)), "folder")
-    if glob.has_magic(name) and not path.exists():
-        return _need(name, sorted(Path(match) for match in glob.glob(name, recursive=True)), "pattern")
+    if glob.has_magic(name) and not os.path.exists(path):
+        found = (Path(match) for match in glob.glob(name, recursive=True))
+        return _need(name, sorted(p for p in found if p.is_file()), "pattern")
     return [path]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,16 @@ import click
 
 from vlrt.errors import VlrtError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_START = b'{"image": "'
+"""How every line that we write begins."""
+
 
 class ResultLines:
     """Prints results and appends them to a JSONL file, each line whole.
+
+    Used in a ``with`` block: leaving it normally is `finish`, leaving it by an exception keeps what can be resumed and
+    removes what cannot.
 
     Args:
         as_json: print JSON objects instead of text.
@@ -31,39 +40,46 @@ class ResultLines:
 
     def __init__(self, as_json: bool, out: Path | None, resume: bool = True) -> None:
         self.as_json = as_json
-        self.out = out
-        self._replaces: Path | None = None
+        self.out = None if out is None else Path(os.path.realpath(out))
         self.failed = 0
         self.done: set[str] = set()
+        self._part: Path | None = None
         self._stream: io.TextIOWrapper | None = None
-        if out is not None:
+        if self.out is not None:
             try:
-                if resume:
-                    self._resume(out)
-                else:
-                    self._replaces = out.with_name(f".{out.name}.part")
-                    self._stream = open(self._replaces, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+                self._stream = self._resume(self.out) if resume else self._replace(self.out)
             except OSError as error:
                 raise VlrtError(f"`{out}` cannot be written: {error.strerror}", "choose another with --out") from None
 
-    def _resume(self, out: Path) -> None:
-        kept: list[str] = []
+    def _resume(self, out: Path) -> io.TextIOWrapper:
         if out.exists():
-            lines = out.read_text("utf-8").splitlines(keepends=True)
-            for number, line in enumerate(lines, 1):
-                value = _parse(line, number == len(lines), out)
-                if value is not None and "error" not in value:
-                    kept.append(line)
-                    self.done.add(value["image"])
-        # Rewritten whole under another name, so that an interruption here loses nothing.
-        temporary = out.with_name(f".{out.name}.part")
-        temporary.write_text("".join(kept), "utf-8")
-        os.replace(temporary, out)
-        self._stream = open(out, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            kept, whole = _earlier(out)
+            self.done = set(kept)
+            if not whole:
+                # Rewritten under another name, so that an interruption here loses nothing.
+                with _written_whole(out) as stream:
+                    stream.writelines(kept.values())
+        return open(out, "a", encoding="utf-8")
+
+    def _replace(self, out: Path) -> io.TextIOWrapper:
+        _refuse_special(out)
+        self._part = out.with_name(f".{out.name}.part")
+        return open(self._part, "w", encoding="utf-8")
+
+    def __enter__(self) -> ResultLines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        elif self._stream is not None:
+            self._stream.close()
+            if self._part is not None:
+                self._part.unlink(missing_ok=True)
 
     def result(self, value: Mapping[str, Any], text: str) -> None:
         """One result: `value` for programs, `text` for people."""
-        line = json.dumps(value, ensure_ascii=False)
+        line = to_json(value)
         self._write(line)
         if self.as_json:
             click.echo(line)
@@ -74,7 +90,7 @@ class ResultLines:
         """One input that could not be done; the run goes on and ends with exit code 1."""
         what = error.what if isinstance(error, VlrtError) else error
         self.failed += 1
-        line = json.dumps({"image": image, "error": what}, ensure_ascii=False)
+        line = to_json({"image": image, "error": what})
         self._write(line)
         if self.as_json:
             click.echo(line)
@@ -86,8 +102,8 @@ class ResultLines:
         """Closes the file; a replacing one takes its place now."""
         if self._stream is not None:
             self._stream.close()
-        if self._replaces is not None and self.out is not None:
-            os.replace(self._replaces, self.out)
+        if self._part is not None and self.out is not None:
+            os.replace(self._part, self.out)
 
     def finish(self) -> None:
         """Closes the file and ends the process with code 1 if any input failed."""
@@ -102,21 +118,54 @@ class ResultLines:
             self._stream.write(line + "\n")
             self._stream.flush()
         except OSError as error:
-            raise VlrtError(
-                f"`{self.out}` cannot be written: {error.strerror}", "free some space and run again"
-            ) from None
+            what = f"`{self.out}` cannot be written: {error.strerror}"
+            raise VlrtError(what, "free some space and run again") from None
 
 
-def _parse(line: str, last: bool, out: Path) -> dict[str, Any] | None:
+def to_json(value: object) -> str:
+    """One line of JSON in UTF-8; with escapes where a file name holds bytes that are none."""
+    line = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if _SURROGATE.search(line) else line
+
+
+def _earlier(out: Path) -> tuple[dict[str, str], bool]:
+    """Lines with results by image, and whether the file holds nothing else."""
+    _refuse_special(out)
+    foreign = VlrtError(f"`{out}` is not a file of results", "choose another with --out; it was left as it is")
+    lines = out.read_bytes().split(b"\n")
+    kept: dict[str, str] = {}
+    whole = not lines[-1]
+    if not whole and not (lines[-1].startswith(_START) or _START.startswith(lines[-1])):
+        raise foreign  # only what an interrupted run may have left is cut off
+    for line in lines[:-1]:
+        try:
+            value = json.loads(line)
+            failed, image = "error" in value, value["image"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise foreign from None
+        if not isinstance(image, str):
+            raise foreign
+        if failed or image in kept:
+            whole = False
+        if not failed:
+            kept[image] = line.decode("utf-8") + "\n"
+    return kept, whole
+
+
+def _refuse_special(out: Path) -> None:
+    if out.exists() and not out.is_file():
+        raise VlrtError(f"`{out}` is not a regular file", "choose another with --out, or use --json")
+
+
+@contextlib.contextmanager
+def _written_whole(target: Path) -> Iterator[io.TextIOWrapper]:
+    part = target.with_name(f".{target.name}.part")
     try:
-        value = json.loads(line)
-        if isinstance(value, dict) and isinstance(value.get("image"), str) and line.endswith("\n"):
-            return value
-    except ValueError:
-        pass
-    if last:
-        return None  # an interrupted run may leave half a line
-    raise VlrtError(f"`{out}` is not a file of results", "choose another with --out; it was left as it is")
+        with open(part, "w", encoding="utf-8") as stream:
+            yield stream
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 class Progress:

@@ -48,27 +48,44 @@ def caption(
     from vlrt.tasks import load
 
     paths = photographs(images)
-    if attention is not None and len(paths) != 1:
-        raise UsageError(f"`--attention` draws one photograph, got {len(paths)}", "name a single one")
+    if attention is not None:
+        _check_drawing(attention, paths)
     options = {name: value for name, value in search.items() if value is not None}
     if options.get("do_sample"):
         options = {"num_beams": 1} | options
     captioner: Captioner = load("caption", model, device=device, threads=threads)
-    lines = ResultLines(as_json, out)
-    left = [path for path in paths if str(path) not in lines.done]
-    progress = Progress(len(paths), "photographs")
-    progress(len(paths) - len(left))
-    done = len(paths) - len(left)
-    for start in range(0, len(left), batch_size):
-        for path, found in _captions(captioner, left[start : start + batch_size], options):
+    captioner.options(**options)
+    with ResultLines(as_json, out) as lines:
+        left = [path for path in paths if str(path) not in lines.done]
+        if len(left) < len(paths):
+            click.echo(f"{len(paths) - len(left)} of {len(paths)} photographs are already in {out}", err=True)
+        if attention is not None and not left:
+            raise UsageError(f"`{paths[0]}` is already in `{out}`, so there is nothing to draw", "leave `--out` out")
+        progress = Progress(len(paths), "photographs")
+        progress(len(paths) - len(left))
+        for done, (path, found) in enumerate(_all(captioner, left, options, batch_size), len(paths) - len(left) + 1):
             if isinstance(found, ImageError):
                 lines.failure(str(path), found)
             else:
                 lines.result(_value(path, found), _text(path, found, many=len(paths) > 1))
                 if attention is not None:
                     _draw(path, found, attention)
-        progress(done + start + len(left[start : start + batch_size]))
-    lines.finish()
+            progress(done)
+
+
+def _check_drawing(attention: Path, paths: Sequence[Path]) -> None:
+    from vlrt.drawing import check_target
+
+    if len(paths) != 1:
+        raise UsageError(f"`--attention` draws one photograph, got {len(paths)}", "name a single one")
+    check_target(attention)
+
+
+def _all(
+    captioner: Captioner, paths: Sequence[Path], options: dict[str, Any], batch_size: int
+) -> Iterator[tuple[Path, Caption | ImageError]]:
+    for start in range(0, len(paths), batch_size):
+        yield from _captions(captioner, paths[start : start + batch_size], options)
 
 
 def _captions(

@@ -13,7 +13,7 @@ from vlrt.commands.output import ResultLines
 from vlrt.errors import ImageError
 
 if TYPE_CHECKING:
-    from vlrt.tasks.match import Matcher
+    from vlrt.tasks.match import Match, Matcher
 
 
 @click.command(short_help="Score sentences against a photograph.")
@@ -28,16 +28,20 @@ def match(
     from vlrt.tasks import load
 
     matcher: Matcher = load("match", model, device=device, threads=threads)
-    lines = ResultLines(as_json, out, resume=False)
-    try:
-        found = matcher(image, texts)
-    except ImageError as error:
-        lines.failure(image, error)
-    else:
-        scored = [{"text": m.text, "score": round(m.score, 6), "probability": round(m.probability, 6)} for m in found]
-        value: dict[str, Any] = {"image": image, "matches": scored}
-        share = len(found) > 1
-        ranked = sorted(found, key=lambda m: -m.score)
-        table = [f"{m.score:7.4f}{f'  {m.probability:6.1%}' if share else ''}  {m.text}" for m in ranked]
-        lines.result(value, "\n".join(table))
-    lines.finish()
+    with ResultLines(as_json, out, resume=False) as lines:
+        try:
+            found = matcher(image, texts)
+        except ImageError as error:
+            lines.failure(image, error)
+        else:
+            lines.result({"image": image, "matches": [_value(match) for match in found]}, _table(found))
+
+
+def _value(match: Match) -> dict[str, Any]:
+    return {"text": match.text, "score": round(match.score, 6), "probability": round(match.probability, 6)}
+
+
+def _table(found: Sequence[Match]) -> str:
+    share = len(found) > 1
+    ranked = sorted(found, key=lambda m: -m.score)
+    return "\n".join(f"{m.score:7.4f}{f'  {m.probability:6.1%}' if share else ''}  {m.text}" for m in ranked)

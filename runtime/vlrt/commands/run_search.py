@@ -11,6 +11,7 @@ import click
 from vlrt.commands.inputs import photographs
 from vlrt.commands.options import model_options, output_options
 from vlrt.commands.output import Progress, ResultLines
+from vlrt.errors import UsageError
 
 if TYPE_CHECKING:
     from vlrt.tasks.search import Found, Searcher
@@ -37,24 +38,28 @@ def search(
     out: Path | None,
 ) -> None:
     """Find those of IMAGES (files, folders or patterns) that TEXT describes best; embeddings are kept."""
+    from vlrt.drawing import check_target
     from vlrt.photo_index import default_store
     from vlrt.tasks import load
 
+    if not text.strip():
+        raise UsageError("an empty text describes no photograph", "give at least one word")
+    if grid is not None:
+        check_target(grid)
     paths = photographs(images)
     searcher: Searcher = load("search", model, device=device, threads=threads)
     folder = Path(images[0]) if len(images) == 1 and Path(images[0]).is_dir() else Path.cwd()
     store = index or default_store(folder, searcher.encoder.bundle)
     known, failures = searcher.index(paths, store, Progress(len(paths), "photographs"))
-    lines = ResultLines(as_json, out, resume=False)
-    found = searcher(text, known, paths, top)
-    for hit in found:
-        value = {"image": str(hit.path), "text": text, "score": round(hit.score, 6)}
-        lines.result(value, f"{hit.score:7.4f}  {hit.path}")
-    for failure in failures:
-        lines.failure(str(failure.path), failure.error)
-    if grid is not None:
-        _draw(found, text, grid)
-    lines.finish()
+    with ResultLines(as_json, out, resume=False) as lines:
+        found = searcher(text, known, paths, top)
+        for hit in found:
+            value = {"image": str(hit.path), "text": text, "score": round(hit.score, 6)}
+            lines.result(value, f"{hit.score:7.4f}  {hit.path}")
+        for failure in failures:
+            lines.failure(str(failure.path), failure.error)
+        if grid is not None:
+            _draw(found, text, grid)
 
 
 def _draw(found: Sequence[Found], text: str, target: Path) -> None:

@@ -92,7 +92,7 @@ class Captioner:
             on_token: told (index of the photograph, token id) as soon as a token is final.
             should_cancel: asked before every step.
         """
-        chosen = DecodeOptions.from_manifest(self.spec.defaults, **options)
+        chosen = self.options(**options)
         if not photographs:
             return []
         started = time.perf_counter()
@@ -104,6 +104,14 @@ class Captioner:
         found = generate(self.step_model, initial, chosen, on_token=on_token, should_cancel=should_cancel)
         timings = {"read": read - started, "encode": encoded - read, "decode": time.perf_counter() - encoded}
         return [self._best(hypotheses, timings) for hypotheses in found]
+
+    def options(self, **overrides: Any) -> DecodeOptions:
+        """The bundle's default options with some replaced.
+
+        Raises:
+            UsageError: an option that cannot be meant.
+        """
+        return DecodeOptions.from_manifest(self.spec.defaults, **overrides)
 
     @property
     def step_model(self) -> StepModel:
