@@ -162,8 +162,8 @@ class LearnedPrompts:
         return np.broadcast_to(self.vectors, (len(rows), *self.vectors.shape))
 
     def prompt(self, label: str, codec: TextCodec) -> Prompt:
-        """Ids and vector places of a label; an overlong label is cut as `TextCodec.ids` does, with its warning."""
-        spec = codec.spec
+        """Ids and vector places of a label, its underscores read as spaces; cut where overlong, with a warning."""
+        spec, label = codec.spec, label.replace("_", " ")
         inner = codec.ids(f"{label}.", reserve=self.count)
         start, end = int(spec.start_id is not None), int(spec.end_id is not None)
         words = inner[start : len(inner) - end]
