@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,17 +36,25 @@ class PhotoIndex:
 
     @classmethod
     def open(cls, store: Path, bundle: Bundle, dimension: int) -> PhotoIndex:
-        """Reads an index; one that is damaged or of another model is started afresh, since it can be computed again."""
+        """Reads an index, or starts one: where there is none yet, or one of another model.
+
+        Raises:
+            VlrtError: the file is something else, or damaged; it is left as it is.
+        """
         index = cls(store, sha256(bundle.path / MANIFEST), dimension)
+        if not os.path.lexists(store):
+            return index
         try:
             with np.load(store, allow_pickle=False) as data:
                 listed = json.loads(str(data["manifest"]))
                 vectors = np.asarray(data["vectors"], dtype=np.float32)
             if listed["model"] == index.model and vectors.shape == (len(listed["photographs"]), dimension):
                 for (name, size, time), vector in zip(listed["photographs"], vectors):
-                    index._entries[name], index._vectors[name] = (size, time), vector
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-            index._entries, index._vectors = {}, {}
+                    index._entries[str(name)], index._vectors[str(name)] = (int(size), int(time)), vector
+        except Exception as error:  # noqa: BLE001 - NumPy, zipfile and json raise a dozen kinds for a foreign file
+            reason = getattr(error, "strerror", None) or "it is something else, or damaged"
+            what = f"`{store}` cannot be read as an index of photographs: {reason}"
+            raise VlrtError(what, "remove it, then it is made again; or choose another with --index") from None
         return index
 
     def __len__(self) -> int:
@@ -55,7 +62,11 @@ class PhotoIndex:
 
     def missing(self, photographs: Sequence[Path]) -> list[Path]:
         """Those that are not in the index as they are now."""
-        return [path for path in photographs if _stamp(path) is None or self._entries.get(_key(path)) != _stamp(path)]
+        return [path for path in photographs if not self._knows(path)]
+
+    def _knows(self, path: Path) -> bool:
+        entry = self._entries.get(_key(path))
+        return entry is not None and entry == _stamp(path)
 
     def add(self, photographs: Sequence[Path], vectors: NDArray[np.float32]) -> None:
         """Takes embeddings [N, D] of photographs."""
@@ -66,8 +77,8 @@ class PhotoIndex:
                 self._changed = True
 
     def vectors(self, photographs: Sequence[Path]) -> tuple[list[Path], NDArray[np.float32]]:
-        """Those of the photographs that are in the index, and their embeddings [N, D]."""
-        known = [path for path in photographs if _key(path) in self._vectors]
+        """Those of the photographs that are in the index as they are now, and their embeddings [N, D]."""
+        known = [path for path in photographs if self._knows(path)]
         if not known:
             return [], np.zeros((0, self.dimension), np.float32)
         return known, np.stack([self._vectors[_key(path)] for path in known])

@@ -105,23 +105,28 @@ def verify(bundle: Bundle, options: EngineOptions | None = None) -> Iterator[Mea
     if not name:
         raise BundleError(f"the bundle `{bundle.name}` has no goldens to verify", "export it again")
     try:
-        stored = json.loads(bundle.file(name).read_text("utf-8"))
-    except ValueError:
-        raise BundleError(f"`{name}` is not JSON", "export the bundle again") from None
+        stored = dict(json.loads(bundle.file(name).read_text("utf-8")))
+    except (ValueError, TypeError, RecursionError):
+        raise BundleError(f"`{name}` holds no goldens", "export the bundle again") from None
     sessions = Sessions(bundle, options)
     found = observe(bundle, sessions.run_chain, sessions)
-    for key, expected in stored.items():
-        yield _compare(key, expected, found.get(key))
+    for key in {**found, **stored}:
+        try:
+            yield _compare(key, stored.get(key), found.get(key))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise BundleError(f"`{key}` in `{name}` is no golden", "export the bundle again") from None
 
 
 def _compare(key: str, expected: Any, found: Any) -> Measurement:
+    if expected is None or found is None:
+        return Measurement(key, "missing on one side", 1.0, 0.0, "golden", "")
     if key == "ids":
         wrong = float(expected != found)
         return Measurement("token ids", "rows that differ", wrong, 0.0, "golden", "")
     if key == "decode":
-        same = [h["tokens"] for h in expected] == [h["tokens"] for h in found or []]
+        same = [h["tokens"] for h in expected] == [h["tokens"] for h in found]
         return Measurement("decode", "hypotheses that differ", float(not same), 0.0, "golden", "")
-    if found is None or found["shape"] != expected["shape"]:
+    if found["shape"] != expected["shape"]:
         return Measurement(key, "shape differs", 1.0, 0.0, "golden", "")
     gap = np.abs(np.subtract(found["values"], expected["values"])).max() / max(expected["std"], 1e-6)
     return Measurement(key, "max error / std", float(gap), _VALUE_LIMIT, "golden", "")
