@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlrt.commands.inputs import photographs
-from vlrt.commands.options import model_options, output_options
+from vlrt.commands.options import chosen_decoding, decode_options, model_options, output_options
 from vlrt.commands.output import Progress, ResultLines
 from vlrt.errors import ImageError, UsageError
 
@@ -20,16 +20,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Say what is on photographs.")
 @click.argument("images", nargs=-1, required=True)
 @model_options
-@click.option("--beams", "num_beams", type=int, help="Beams of the search; 1 is greedy.")
-@click.option("--n-best", "num_return_sequences", type=int, help="Captions per photograph.")
-@click.option("--rule", type=click.Choice(["hf", "classic"]), help="How the search stops and ranks.")
-@click.option("--length-penalty", type=float, help="Exponent of the length that a score is divided by.")
-@click.option("--max-tokens", "max_new_tokens", type=int, help="Most words of a caption.")
-@click.option("--sample", "do_sample", is_flag=True, default=None, help="Draw words instead of searching.")
-@click.option("--temperature", type=float, help="Of sampling.")
-@click.option("--top-k", type=int, help="Of sampling.")
-@click.option("--top-p", type=float, help="Of sampling.")
-@click.option("--seed", type=int, help="Of sampling.")
+@decode_options
 @click.option("--attention", type=click.Path(path_type=Path), help="Picture of where the model looked.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Photographs per batch.")
 @output_options
@@ -50,9 +41,7 @@ def caption(
     paths = photographs(images)
     if attention is not None:
         _check_drawing(attention, paths)
-    options = {name: value for name, value in search.items() if value is not None}
-    if options.get("do_sample"):
-        options = {"num_beams": 1} | options
+    options = chosen_decoding(search)
     captioner: Captioner = load("caption", model, device=device, threads=threads)
     captioner.options(**options)
     with ResultLines(as_json, out) as lines:
