@@ -9,30 +9,34 @@ import pytest
 from vlrt_export.metrics import bleu, caption_words, cider_d, ngrams, score_captions
 
 
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 def test_words_are_lower_case_without_punctuation() -> None:
     assert caption_words("A man's T-shirt, red .") == ["a", "man's", "t", "shirt", "red"]
 
 
 def test_ngrams_count_repetitions() -> None:
-    assert ngrams("a b a b".split(), 2) == {("a", "b"): 2, ("b", "a"): 1}
+    assert ngrams(_words("a b a b"), 2) == {("a", "b"): 2, ("b", "a"): 1}
     assert not ngrams(["a"], 2)
 
 
 def test_bleu_clips_counts_as_in_the_papers_first_example() -> None:
-    references = [["the cat is on the mat".split(), "there is a cat on the mat".split()]]
-    first, second, *_ = bleu(["the the the the the the the".split()], references)
+    references = [[_words("the cat is on the mat"), _words("there is a cat on the mat")]]
+    first, second, *_ = bleu([_words("the the the the the the the")], references)
     assert first == pytest.approx(2 / 7)
     assert second == 0
 
 
 def test_bleu_multiplies_precisions_and_brevity() -> None:
-    found = bleu(["a b c d".split()], [["a b c d e f".split()]])
+    found = bleu([_words("a b c d")], [[_words("a b c d e f")]])
     assert found == pytest.approx([math.exp(1 - 6 / 4)] * 4)
 
 
 def test_bleu_is_the_geometric_mean_over_the_corpus_not_the_mean_of_sentences() -> None:
-    hypotheses = ["a b".split(), "x y z w".split()]
-    references = [["a b".split()], ["x y q r".split()]]
+    hypotheses = [_words("a b"), _words("x y z w")]
+    references = [[_words("a b")], [_words("x y q r")]]
     first, second, third, _ = bleu(hypotheses, references)
     assert first == pytest.approx(4 / 6)
     assert second == pytest.approx(math.sqrt(4 / 6 * 2 / 4))
@@ -48,7 +52,7 @@ def test_bleu_takes_the_closest_reference_length_and_the_shorter_of_two(lengths:
 
 
 def test_bleu_of_nothing_is_nothing() -> None:
-    assert bleu([[]], [["a b".split()]]) == [0, 0, 0, 0]
+    assert bleu([[]], [[_words("a b")]]) == [0, 0, 0, 0]
 
 
 def test_cider_of_the_reference_itself_is_ten() -> None:
@@ -59,8 +63,8 @@ def test_cider_of_the_reference_itself_is_ten() -> None:
 
 def test_cider_of_a_shorter_caption_by_hand() -> None:
     # Two images with disjoint words: every n-gram of either is in one document of two, so each weighs log 2.
-    hypotheses = [["a", "b"], "p q r s".split()]
-    references = [["a b c d".split()], ["p q r s".split()]]
+    hypotheses = [["a", "b"], _words("p q r s")]
+    references = [[_words("a b c d")], [_words("p q r s")]]
     penalty = math.exp(-(2**2) / (2 * 6**2))
     one = 2 / math.sqrt(2 * 4)  # two shared of two and four unigrams
     two = 1 / math.sqrt(1 * 3)

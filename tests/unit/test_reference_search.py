@@ -15,8 +15,9 @@ START, END, VOCABULARY, LONGEST = 1, 0, 4, 4
 
 
 def _table(seed: int) -> Tensor:
-    """Log-probabilities [previous, next] of a first-order model."""
-    return (2 * torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed))).log_softmax(-1)
+    """Log-probabilities [position, previous, next]; without the position, permuted sentences would tie."""
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(LONGEST, VOCABULARY, VOCABULARY, generator=generator)).log_softmax(-1)
 
 
 def _sentences(table: Tensor, length_penalty: float) -> list[tuple[float, tuple[int, ...]]]:
@@ -27,14 +28,18 @@ def _sentences(table: Tensor, length_penalty: float) -> list[tuple[float, tuple[
         for body in product(words, repeat=length - 1):
             for last in [END] if length < LONGEST else range(VOCABULARY):
                 tokens = (*body, last)
-                total = sum(float(table[a, b]) for a, b in zip((START, *tokens), tokens))
+                total = sum(float(table[i, a, b]) for i, (a, b) in enumerate(zip((START, *tokens), tokens)))
                 found.append((total / length**length_penalty, tokens))
     return sorted(found, reverse=True)
 
 
 def _table_step(tables: Tensor, beams: int):
     images = torch.arange(len(tables)).repeat_interleave(beams)
-    return lambda token, state: (tables[images, token], state)
+    return lambda token, state: (tables[images, state[0][:, 0], token], (state[0] + 1,))
+
+
+def _first(images: int) -> State:
+    return (torch.zeros(images, 1, dtype=torch.long),)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -43,7 +48,7 @@ def test_a_wide_classic_beam_finds_the_best_sentences_of_all(seed: int) -> None:
     beams = VOCABULARY**LONGEST
     options = SearchOptions(beams, LONGEST, 0.0, START, END, classic=True)
     # Wider than there are candidates in the first steps: the rest is minus infinity and never listed.
-    found = search(_table_step(_padded(table), beams), (torch.zeros(1, 1),), options)[0]
+    found = search(_table_step(_padded(table), beams), _first(1), options)[0]
     ended = [s for s in _sentences(table, 0.0) if s[1][-1] == END]
     assert [f.tokens for f in found[: len(ended)]] == [tokens for _, tokens in ended]
     assert [f.score for f in found[: len(ended)]] == pytest.approx([score for score, _ in ended], abs=1e-5)
@@ -51,9 +56,9 @@ def test_a_wide_classic_beam_finds_the_best_sentences_of_all(seed: int) -> None:
 
 def _padded(table: Tensor) -> Tensor:
     """A vocabulary wide enough for `topk`, of words that never come."""
-    wide = torch.zeros(1, 8, 8)
-    wide[0, :VOCABULARY] = -torch.inf
-    wide[0, :VOCABULARY, :VOCABULARY] = table
+    wide = torch.zeros(1, LONGEST, 8, 8)
+    wide[0, :, :VOCABULARY] = -torch.inf
+    wide[0, :, :VOCABULARY, :VOCABULARY] = table
     return wide
 
 
@@ -61,10 +66,10 @@ def _padded(table: Tensor) -> Tensor:
 def test_greedy_follows_the_likeliest_word(seed: int) -> None:
     table = _table(seed)
     options = SearchOptions(1, LONGEST, 0.7, START, END)
-    found = search(_table_step(table[None], 1), (torch.zeros(1, 1),), options)[0]
+    found = search(_table_step(table[None], 1), _first(1), options)[0]
     expected, word, total = [], START, 0.0
     while len(expected) < LONGEST and word != END:
-        step = table[word]
+        step = table[len(expected), word]
         word = int(step.argmax())
         total += float(step[word])
         expected.append(word)
@@ -75,8 +80,8 @@ def test_greedy_follows_the_likeliest_word(seed: int) -> None:
 def test_images_are_searched_independently() -> None:
     tables = torch.stack([_table(seed) for seed in range(3)])
     options = SearchOptions(2, LONGEST, 0.7, START, END)
-    together = search(_table_step(tables, 2), (torch.zeros(3, 1),), options)
-    alone = [search(_table_step(table[None], 2), (torch.zeros(1, 1),), options)[0] for table in tables]
+    together = search(_table_step(tables, 2), _first(3), options)
+    alone = [search(_table_step(table[None], 2), _first(1), options)[0] for table in tables]
     assert [[f.tokens for f in image] for image in together] == [[f.tokens for f in image] for image in alone]
 
 
