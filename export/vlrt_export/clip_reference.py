@@ -16,6 +16,7 @@ from torch import Tensor
 from vlrt import image as pictures
 from vlrt.bundle import Bundle
 from vlrt.embedding import DualEncoder
+from vlrt.errors import VlrtWarning
 from vlrt.manifest import ImageSpec, Measurement
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.clip_checkpoint import is_transformers_layout
@@ -41,7 +42,7 @@ SENTENCES = (
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
-class ReferenceMissingWarning(UserWarning):
+class ReferenceMissingWarning(VlrtWarning):
     """The reference library is not installed, so that some rungs could not be measured."""
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vlrt import zoo
 from vlrt.bundle import Bundle
 from vlrt.embedding import DualEncoder, Vectors
-from vlrt.errors import BundleError, UsageError
+from vlrt.errors import BundleError, UsageError, VlrtWarning
 from vlrt.prompts import LearnedPrompts, Prompt, check_labels, check_templates
 
 _FORMAT = 1
@@ -27,7 +27,7 @@ _ROWS = 32
 """Rows per run of the text tower."""
 
 
-class PromptBankWarning(UserWarning):
+class PromptBankWarning(VlrtWarning):
     """A prompt bank could not be kept; labels will be encoded again next time."""
 
 
@@ -151,7 +151,8 @@ def _index(rows: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:
 def _read(path: Path, shape: tuple[int, int]) -> Vectors | None:
     """The stored vectors, or `None` where the file is absent or is not what was written."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # From memory: NumPy leaves a damaged file open.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             vectors: Vectors = stored["vectors"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError):
         return None

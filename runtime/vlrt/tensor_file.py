@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import zipfile
@@ -37,7 +38,7 @@ def read_tensors(path: Path) -> TensorFile:
         if path.suffix == ".safetensors":
             return _read_safetensors(path.read_bytes())
         if path.suffix == ".npz":
-            return _read_npz(path)
+            return _read_npz(path.read_bytes())
     except FileNotFoundError:
         raise VlrtError(f"`{path}` does not exist", "check the name") from None
     except OSError as error:
@@ -47,10 +48,11 @@ def read_tensors(path: Path) -> TensorFile:
     raise VlrtError(f"`{path.name}` is neither .npz nor .safetensors", "convert it with `vlrt export clip-prompts`")
 
 
-def _read_npz(path: Path) -> TensorFile:
+def _read_npz(data: bytes) -> TensorFile:
     arrays: dict[str, NDArray[Any]] = {}
     words: dict[str, str] = {}
-    with np.load(path, allow_pickle=False) as stored:
+    # From memory: NumPy leaves a damaged file open.
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
         for name in stored.files:
             value = stored[name]
             if value.dtype.kind == "U" and value.ndim == 0:

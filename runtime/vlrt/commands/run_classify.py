@@ -54,7 +54,7 @@ def classify(
     from vlrt.tasks import load
 
     if top < 1:
-        raise UsageError(f"`--top` is {top}, expected at least 1")
+        raise UsageError(f"`--top` is {top}, expected at least 1", "--top 1 shows the likeliest")
     paths = photographs(images)
     learned = _learned(prompts)
     names = _labels(labels, labels_file, learned)
