@@ -5,18 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vlrt.decode.loop import Array, Loop, LoopShape, RowTensor, StepBuffers
 from vlrt.decode.options import DecodeOptions
-from vlrt.engines.session import Session
 from vlrt.errors import BundleError, UsageError
-from vlrt.manifest import DecodeSpec, StateSpec, TensorSpec
+from vlrt.manifest import DecodeSpec, GraphSpec, StateSpec, TensorSpec
 
 _IDLE_LOOPS = 4
 """Loops kept for the next call; more than that were needed by threads at once and are dropped after it."""
+
+
+class StepSession(Protocol):
+    """What decoding needs of an engine; every `vlrt.engines.Session` has it."""
+
+    spec: GraphSpec
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
+        """Binds buffers by name once; calling the result runs the graph over whatever they hold then."""
 
 
 class StepModel:
@@ -34,7 +42,7 @@ class StepModel:
         BundleError: the graph has an input or a state that this runtime cannot serve.
     """
 
-    def __init__(self, spec: DecodeSpec, session: Session) -> None:
+    def __init__(self, spec: DecodeSpec, session: StepSession) -> None:
         self.spec = spec
         self.session = session
         self._idle: list[BoundLoop] = []
