@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from vlrt.verify import verify
 from vlrt.zoo import Entry
 from vlrt_export.bundle_writer import write_bundle
 from vlrt_export.clip_prompts import convert_prompts
-from vlrt_export.clip_reference import noise_picture
+from vlrt_export.clip_reference import ReferenceMissingWarning, noise_picture
 from vlrt_export.modules.clip import randomise
 from vlrt_export.request import Request, build
 
@@ -115,6 +116,7 @@ def test_certificate_has_every_rung(transformer: tuple[Manifest, Path, CLIPModel
     }
     assert all(line.passed for line in manifest.certificate)
     assert stages["pixels"].value == 0
+    assert stages["ids"].value == 0
     assert manifest.source.revision.startswith("sha256:")
     assert manifest.embed is not None
     assert manifest.embed.scale == pytest.approx(float(transformer[2].logit_scale.detach().exp()))
@@ -156,6 +158,7 @@ def test_residual_network_agrees_with_the_original(resnet: tuple[Manifest, Path]
     np.testing.assert_allclose(images, golden["rn-narrow/image"], atol=1e-4)
     np.testing.assert_allclose(texts, golden["rn-narrow/text"], atol=1e-4)
     np.testing.assert_allclose(encoder.spec.scale * images @ texts.T, golden["rn-narrow/logits"], atol=1e-3)
+    assert [line.stage for line in resnet[0].certificate][2:] == ["pixels", "ids"]
     assert resnet[0].source.origin == "RN.pt"
     assert resnet[0].image is not None
     assert resnet[0].image.crop_rounding == "half_even"
@@ -197,3 +200,22 @@ def test_goldens_verify(transformer: tuple[Manifest, Path, CLIPModel, Path], res
             lines = list(verify(Bundle.open(folder)))
         assert lines
         assert all(line.passed for line in lines)
+
+
+def test_missing_reference_is_said(monkeypatch: pytest.MonkeyPatch, transformer: tuple[Any, Path, Any, Path]) -> None:
+    monkeypatch.setattr("vlrt_export.clip_reference.find_spec", lambda _: None)
+    with pytest.warns(ReferenceMissingWarning, match="transformers is not installed"):
+        plan = build(Request("vit", ENTRY, str(transformer[3])))
+    assert plan.checks == ()
+
+
+def test_random_weights_follow_the_seed() -> None:
+    options = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "text_width": 64, "text_layers": 1}
+    options |= {"dimension": 16, "vocabulary": 600}
+    first, again, other = (build(Request("x", ENTRY, None, True, seed, options)) for seed in (1, 1, 2))
+    weights = [plan.graphs[0].module.state_dict()["visual.proj"] for plan in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert first.source.origin == "random"
+    assert "stand-in" in first.source.note
+    assert "latency" in first.card

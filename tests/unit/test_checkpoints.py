@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -161,3 +162,50 @@ def test_missing_path_and_unreachable_hub(tmp_path: Path, monkeypatch: pytest.Mo
 
 def _refuse(*_: object, **__: object) -> None:
     raise ConnectionError("no network\nand a second line")
+
+
+class Hub:
+    """Stands for the hub: one repository at one commit."""
+
+    def __init__(self, folder: Path, files: list[str]) -> None:
+        self.folder, self.files, self.wanted = folder, files, []
+
+    def model_info(self, *_: object, **__: object) -> SimpleNamespace:
+        return SimpleNamespace(sha="c0ffee", siblings=[SimpleNamespace(rfilename=name) for name in self.files])
+
+    def snapshot_download(self, name: str, **options: object) -> str:
+        self.wanted.append((name, options))
+        return str(self.folder)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_hub_ids_fetch_one_form_of_the_weights(safe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    files = ["config.json", "pytorch_model.bin", "flax_model.msgpack"] + ["model.safetensors"] * safe
+    hub = Hub(tmp_path, files)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", hub.model_info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    checkpoint = open_checkpoint("owner/name@main")
+    ((name, options),) = hub.wanted
+    patterns = options["allow_patterns"]
+    assert (checkpoint.origin, checkpoint.revision, name, options["revision"]) == (
+        "owner/name",
+        "c0ffee",
+        name,
+        "c0ffee",
+    )
+    assert name == "owner/name"
+    assert ("*.safetensors" in patterns, "*.bin" in patterns) == (safe, not safe)
+    assert "tokenizer.json" in patterns
+    assert torch.equal(checkpoint.tensors["a"], torch.ones(2))
+
+
+def test_hub_copy_is_used_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "snapshots" / "deadbeef"
+    snapshot.mkdir(parents=True)
+    save_file({"a": torch.ones(2)}, snapshot / "model.safetensors")
+    hub = Hub(snapshot, [])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", _refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
+    assert open_checkpoint("owner/name").revision == "deadbeef"
+    assert hub.wanted[0][1]["local_files_only"] is True
