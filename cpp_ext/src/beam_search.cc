@@ -90,6 +90,7 @@ void BeamSearch::skip(std::size_t vocabulary, TorchGenerator& generator) const {
 void BeamSearch::advance(std::span<const ScoreRow> rows, std::size_t step, Trellis& trellis,
                          TorchGenerator& generator) {
   const auto found = options_.do_sample ? draw(rows, generator) : best(rows, generator);
+  if (found.empty() && finished_.empty()) throw std::domain_error("no token has a finite score");
   next_.clear();
   if (options_.rule == Rule::kHf) {
     advance_hf(found, step, trellis);

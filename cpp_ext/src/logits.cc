@@ -66,7 +66,9 @@ void LogitsProcessors::apply(std::span<float> scores, const History& history) {
   force(scores, history);
   suppress(scores, history);
   if (options_.warp) warp(scores);
-  if (options_.renormalize) subtract(scores, normalize(scores, {}));
+  if (!options_.renormalize) return;
+  const Normalizer normalizer = normalize(scores, {});
+  if (std::isfinite(normalizer.log_sum)) subtract(scores, normalizer);  // else nothing is left to choose from
 }
 
 // Keskar et al. 2019 (CTRL), equation of section 4.1, with the sign rule of the reference.

@@ -155,7 +155,7 @@ def assert_same(case: Case) -> None:
             if math.isnan(score):
                 assert mine.tokens == tokens
                 continue
-            assert mine.score == pytest.approx(score, abs=1e-4)
+            assert mine.score == pytest.approx(score, abs=1e-4, rel=1e-6)
             margin = min((abs(score - other) for t, other in theirs if t != tokens), default=math.inf)
             assert mine.tokens == tokens or margin < 1e-4
 
@@ -209,6 +209,7 @@ RULES: list[dict[str, Any]] = [
     {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
     {"min_length": 9},
     {"min_new_tokens": 6},
+    {"min_new_tokens": 2, "min_length": 9},
     {"bad_words_ids": ((3,), (END,), (11, 12), (20, 21, 22))},
     {"suppress_tokens": tuple(range(10, 40))},
     {"begin_suppress_tokens": tuple(range(8, 50))},

@@ -223,9 +223,15 @@ class Loop:
                 keep_records=task.keep_records,
             )
         except _C.ScoreError as error:
-            raise VlrtError(f"decoding stopped at {error}", "`vlrt verify BUNDLE` checks the model") from None
+            raise VlrtError(f"decoding stopped at {error}", _score_hint(str(error))) from None
         convert = partial(_hypothesis, self.shape.records)
         return [[convert(hypothesis) for hypothesis in image] for image in found]
+
+
+def _score_hint(message: str) -> str:
+    if "no token" in message:
+        return "the options forbid every token: allow more in `suppress_tokens`, `bad_words_ids` and the like"
+    return "`vlrt verify BUNDLE` checks the model"
 
 
 def _rows(tensors: Sequence[RowTensor]) -> list[tuple[str, int]]:
@@ -272,6 +278,8 @@ def _logits_options(options: DecodeOptions, end_ids: tuple[int, ...]) -> _C.Logi
     native = _C.LogitsOptions()
     for name in _SAME_NAME:
         setattr(native, name, getattr(options, name))
+    if options.min_new_tokens:
+        native.min_length = 0  # transformers: where both are given, this one counts
     native.end_ids = list(end_ids)
     native.forced_eos_ids = list(options.forced_eos_ids)
     if options.forced_bos_token_id is not None:

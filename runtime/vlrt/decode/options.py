@@ -28,7 +28,7 @@ class DecodeOptions:
         num_beams: live hypotheses per image; 1 is greedy (or plain sampling).
         num_return_sequences: hypotheses to return per image: the n best of a beam search, or n samples.
         max_new_tokens, min_new_tokens: bounds on generated tokens, the end id included.
-        min_length: as `min_new_tokens`, but the prompt counts.
+        min_length: as `min_new_tokens`, but the prompt counts; ignored where `min_new_tokens` is given.
         length_penalty: exponent of the length that sums of log-probabilities are divided by.
         early_stopping: `True` stops at `num_beams` finished hypotheses, `False` where a heuristic sees no
             improvement, ``never`` where none is possible; rule ``hf`` only.
