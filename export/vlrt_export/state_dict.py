@@ -12,6 +12,7 @@ from vlrt_export.inert_pickle import Record
 from vlrt_export.torch_archive import TorchFile, kind_of
 
 _DEEPEST = 64
+_MOST_VALUES = 1_000_000
 _WRAPPING_KEYS = ("state_dict", "model_state_dict", "model")
 _PARALLEL = {"DataParallel", "DistributedDataParallel"}
 _PLAIN = (str, int, float, bool, type(None))
@@ -27,7 +28,7 @@ def named_tensors(file: TorchFile) -> dict[str, Tensor]:
         VlrtError: the file holds no tensors under names, or is nested without end.
     """
     value = _unwrapped(file)
-    found = dict(_walk(file, value, "", 0))
+    found = dict(_walk(file, value))
     if not found:
         raise VlrtError(
             f"`{file.path.name}` holds no named tensors", "save a state dict: torch.save(model.state_dict(), FILE)"
@@ -60,21 +61,26 @@ def _unwrapped(file: TorchFile) -> Any:
     return value
 
 
-def _walk(file: TorchFile, value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
-    if depth > _DEEPEST:
-        raise VlrtError(
-            f"`{file.path.name}` is nested deeper than {_DEEPEST} levels at `{name[:60]}`", "save a state dict"
-        )
-    tensor = file.tensor(value)
-    if tensor is not None:
-        yield name, tensor
-        return
-    for key, child in _children(file, value).items():
-        if isinstance(key, str):
-            yield from _walk(file, child, f"{name}.{key}" if name else key, depth + 1)
+def _walk(file: TorchFile, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors depth first; limits hold against values that contain themselves, or each other many times."""
+    stack: list[tuple[str, Any, int]] = [("", value, 0)]
+    for _ in range(_MOST_VALUES):
+        if not stack:
+            return
+        name, item, depth = stack.pop()
+        if depth > _DEEPEST:
+            break
+        tensor = file.tensor(item)
+        if tensor is not None:
+            yield name, tensor
+            continue
+        named = [(key, child) for key, child in _children(item).items() if isinstance(key, str)]
+        stack += [(f"{name}.{key}" if name else key, child, depth + 1) for key, child in reversed(named)]
+    limits = f"more than {_DEEPEST} deep or into more than {_MOST_VALUES:,} values"
+    raise VlrtError(f"`{file.path.name}` is nested {limits}", "save a state dict: torch.save(model.state_dict(), FILE)")
 
 
-def _children(file: TorchFile, value: Any) -> dict[Any, Any]:
+def _children(value: Any) -> dict[Any, Any]:
     if isinstance(value, dict):
         return value
     kind = kind_of(value)

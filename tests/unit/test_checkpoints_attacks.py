@@ -150,6 +150,7 @@ def test_flipped_bytes_raise_no_other_error(tmp_path: Path) -> None:
     [
         b"\x80\x02" + b"(" * 50_000 + b"t" * 50_000 + b".",
         b"\x80\x02" + b"}X\x01\0\0\0a" * 5_000 + b"N" + b"s" * 5_000 + b".",
+        b"\x80\x02}q\x01" + b"}X\x01\0\0\0ah\x01sX\x01\0\0\0bh\x01sq\x01" * 60 + b".",
         b"\x80\x02}q\x00X\x01\0\0\0ah\x00s.",
         b"\x80\x02K\x01q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"}h\x00K\x01s.",
         b"\x80\x02r\xff\xff\xff\xff.",
@@ -162,6 +163,7 @@ def test_flipped_bytes_raise_no_other_error(tmp_path: Path) -> None:
     ids=[
         "deep tuple",
         "deep dict",
+        "doubling dict",
         "self",
         "doubling key",
         "memo",
