@@ -70,8 +70,11 @@ def is_transformers_layout(checkpoint: Checkpoint) -> bool:
     return "text_model.embeddings.token_embedding.weight" in checkpoint.tensors
 
 
-def load_clip(checkpoint: Checkpoint) -> Clip:
+def load_clip(checkpoint: Checkpoint, activation: str | None = None) -> Clip:
     """Builds CLIP with a checkpoint's weights, widened to fp32, in eval mode.
+
+    Args:
+        activation: of the feed-forward layers, for OpenAI's layout, which does not say; ``quick_gelu`` where `None`.
 
     Raises:
         VlrtError: another model, a configuration that is not CLIP's, missing or surplus tensors, other shapes.
@@ -81,7 +84,7 @@ def load_clip(checkpoint: Checkpoint) -> Clip:
         sizes = sizes_from_config(checkpoint)
         weights = dict(_from_transformers(tensors))
     elif "visual.conv1.weight" in tensors and "token_embedding.weight" in tensors:
-        sizes = sizes_from_shapes(tensors)
+        sizes = sizes_from_shapes(tensors, activation or "quick_gelu")
         weights = {_from_openai(name): tensor for name, tensor in tensors.items() if name not in _DESCRIPTIVE}
     else:
         shown = ", ".join(f"`{name}`" for name in list(tensors)[:3])
@@ -151,7 +154,7 @@ def sizes_from_config(checkpoint: Checkpoint) -> ClipSizes:
         raise VlrtError(f"config.json of `{checkpoint.origin}` is not CLIP's: {error}") from None
 
 
-def sizes_from_shapes(tensors: Mapping[str, Tensor]) -> ClipSizes:
+def sizes_from_shapes(tensors: Mapping[str, Tensor], activation: str = "quick_gelu") -> ClipSizes:
     """Sizes from the shapes of OpenAI's layout, which has no configuration.
 
     Source: openai/CLIP ``build_model``; heads are 64 wide, feed-forward layers four times the width.
@@ -161,9 +164,10 @@ def sizes_from_shapes(tensors: Mapping[str, Tensor]) -> ClipSizes:
     """
     try:
         width, dimension = tensors["text_projection"].shape
-        text = TransformerSizes(width, _count(tensors, r"transformer\.resblocks\.(\d+)\."), width // _HEAD, 4 * width)
+        layers = _count(tensors, r"transformer\.resblocks\.(\d+)\.")
+        text = TransformerSizes(width, layers, width // _HEAD, 4 * width, activation)
         context, vocabulary = len(tensors["positional_embedding"]), len(tensors["token_embedding.weight"])
-        vision = _vit_from_shapes(tensors) if "visual.proj" in tensors else _resnet_from_shapes(tensors)
+        vision = _vit_from_shapes(tensors, activation) if "visual.proj" in tensors else _resnet_from_shapes(tensors)
     except KeyError as error:
         raise VlrtError(f"the checkpoint is not CLIP in OpenAI's layout: {error.args[0]}") from None
     except (ValueError, TypeError) as error:
@@ -171,11 +175,12 @@ def sizes_from_shapes(tensors: Mapping[str, Tensor]) -> ClipSizes:
     return ClipSizes(vision, TextSizes(vocabulary, context, text), dimension)
 
 
-def _vit_from_shapes(tensors: Mapping[str, Tensor]) -> VisionTransformerSizes:
+def _vit_from_shapes(tensors: Mapping[str, Tensor], activation: str) -> VisionTransformerSizes:
     width, _, patch, _ = tensors["visual.conv1.weight"].shape
     layers = _count(tensors, r"visual\.transformer\.resblocks\.(\d+)\.")
     side = round((len(tensors["visual.positional_embedding"]) - 1) ** 0.5)
-    return VisionTransformerSizes(side * patch, patch, TransformerSizes(width, layers, width // _HEAD, 4 * width))
+    tower = TransformerSizes(width, layers, width // _HEAD, 4 * width, activation)
+    return VisionTransformerSizes(side * patch, patch, tower)
 
 
 def _resnet_from_shapes(tensors: Mapping[str, Tensor]) -> ResNetSizes:

@@ -32,6 +32,7 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 @click.option("--encoder", help="Image encoder of a captioner: vgg16, vgg19, googlenet, resnet101, efficientnet-lite2.")
 @click.option("--attention", help="Attention of a captioner: soft, hard or hard-sampled.")
 @click.option("--tokenizer", type=click.Path(), help="Tokenizer file or folder, where the checkpoint has none.")
+@click.option("--activation", help="Of a CLIP state dict in OpenAI's layout: quick_gelu (the original's) or gelu.")
 @click.option("--position", type=click.Choice(["end", "middle", "front"]), help="Of clip-prompts: the label's place.")
 @click.option("--labels-file", type=click.Path(path_type=Path), help="Of clip-prompts: labels in training order.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity certificate as JSON.")

@@ -146,3 +146,12 @@ def test_other_checkpoints_are_refused(change: Any, message: str, tmp_path: Path
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(VlrtError, match=message):
         load_clip(open_checkpoint(tmp_path / "model.pt"))
+
+
+def test_activation_of_a_state_dict_can_be_named(tmp_path: Path) -> None:
+    torch.save(state_dict("vit"), tmp_path / "model.pt")
+    checkpoint = open_checkpoint(tmp_path / "model.pt")
+    quick, exact = (embeddings(load_clip(checkpoint, name), "vit")[0] for name in ("quick_gelu", "gelu"))
+    assert (quick - exact).abs().max() > 1e-3
+    with pytest.raises(VlrtError, match="`relu` is not one of"):
+        load_clip(checkpoint, "relu")

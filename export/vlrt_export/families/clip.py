@@ -35,7 +35,11 @@ def build(request: Request) -> Plan:
         VlrtError: the checkpoint is not CLIP, is damaged, or has no tokenizer.
     """
     checkpoint = None if request.random else open_checkpoint(request.checkpoint())
-    model = load_clip(checkpoint) if checkpoint else random_clip(request.options, request.seed)
+    model = (
+        load_clip(checkpoint, request.option("activation"))
+        if checkpoint
+        else random_clip(request.options, request.seed)
+    )
     tokenizer = _tokenizer(request, checkpoint, model)
     pixels = _image_spec(checkpoint, model)
     text = tokenizer.text_spec(model.sizes.text.context, model.sizes.text.vocabulary)
@@ -70,6 +74,9 @@ def _image_spec(checkpoint: Checkpoint | None, model: Clip) -> ImageSpec:
 
 def _source(request: Request, checkpoint: Checkpoint | None, tokenizer: ClipTokenizer) -> Source:
     notes = [f"tokenizer: {tokenizer.note}"] if tokenizer.note else []
+    if checkpoint and checkpoint.layout == "state-dict" and not is_transformers_layout(checkpoint):
+        # Other projects write this layout too, some with another activation; the weights do not tell.
+        notes.append(f"activation: {request.option('activation', 'quick_gelu, as in the original')}")
     if checkpoint is None:
         return Source("random", f"seed {request.seed}", "none", "; ".join([_RANDOM, *notes]))
     known = request.source == request.entry.source
