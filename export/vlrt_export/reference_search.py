@@ -23,7 +23,7 @@ class SearchOptions:
         length_penalty: exponent of the length that divides the sum of log-probabilities; 0 with `classic`.
         start_id, end_id: ids.
         classic: the paper's rule: sums decide, and the search goes on until no live hypothesis can improve the
-            list; every ended one better than the last live one enters it. Otherwise transformers' rule with early
+            list; every ended one that beats the best one dropped enters it. Otherwise transformers' rule with early
             stopping: it ends when `beams` have finished.
     """
 
@@ -124,7 +124,7 @@ class _Search:
                 row, word, total = image * k + int(parents[image, rank]), int(words[image, rank]), sums[image, rank]
                 if not self._ends(word, length):
                     live.append((row, word, float(total)))
-                elif total.isfinite() and (len(live) if self.options.classic else rank) < k:
+                elif total.isfinite() and (len(live) <= k if self.options.classic else rank < k):
                     self._finish(image, row, word, float(total), length)
             live = (live + [(image * k, self.options.end_id, -torch.inf)] * k)[:k]
             rows += [row for row, _, _ in live]
