@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +20,6 @@ PROVIDERS = {
     "dml": ("DmlExecutionProvider", "pip install onnxruntime-directml on Windows"),
 }
 """Device -> provider, and what to install where it is missing."""
-
-_pool_lock = threading.Lock()
-_pool_threads: int | None = None
 
 
 def load_library() -> ModuleType:
@@ -117,25 +113,15 @@ def _provider(library: ModuleType, device: str) -> Any:
 def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
     settings = library.SessionOptions()
     settings.log_severity_level = 4  # what it has to say comes as an exception too
-    if _shares_pool(library, options.thread_count):
-        settings.use_per_session_threads = False
-    else:
-        settings.intra_op_num_threads = options.thread_count
-        settings.inter_op_num_threads = 1
+    settings.intra_op_num_threads = options.thread_count
+    settings.inter_op_num_threads = 1
+    # Each session has a pool of its own (a pool of the process would forbid other users of onnxruntime theirs), and
+    # while idle ones spin they keep the cores from the graph that runs next.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if options.profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / stem)
     return settings
-
-
-def _shares_pool(library: ModuleType, threads: int) -> bool:
-    """One pool for all sessions of the process: with a pool each, idle ones spin on the cores the next graph needs."""
-    global _pool_threads
-    with _pool_lock:
-        if _pool_threads is None and hasattr(library, "set_global_thread_pool_sizes"):
-            library.set_global_thread_pool_sizes(threads, 1)
-            _pool_threads = threads
-        return _pool_threads == threads
 
 
 def _check_provider(session: Any, device: str) -> None:
