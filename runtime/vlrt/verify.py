@@ -28,6 +28,9 @@ SENTENCES = ("a dog on the grass", "two children play in the snow near a red car
 _KEPT = 48
 """Values of a tensor that a golden keeps, evenly spaced."""
 
+_SCORE_LIMIT = 1e-3
+"""On the scores of hypotheses, in nats."""
+
 _VALUE_LIMIT = 2e-3
 """On stored values, relative to the tensor's standard deviation: other processors round and fuse otherwise."""
 
@@ -124,9 +127,18 @@ def _compare(key: str, expected: Any, found: Any) -> Measurement:
         wrong = float(expected != found)
         return Measurement("token ids", "rows that differ", wrong, 0.0, "golden", "")
     if key == "decode":
-        same = [h["tokens"] for h in expected] == [h["tokens"] for h in found]
-        return Measurement("decode", "hypotheses that differ", float(not same), 0.0, "golden", "")
+        return _compare_hypotheses(expected, found)
     if found["shape"] != expected["shape"]:
         return Measurement(key, "shape differs", 1.0, 0.0, "golden", "")
     gap = np.abs(np.subtract(found["values"], expected["values"])).max() / max(expected["std"], 1e-6)
     return Measurement(key, "max error / std", float(gap), _VALUE_LIMIT, "golden", "")
+
+
+def _compare_hypotheses(expected: list[dict[str, Any]], found: list[dict[str, Any]]) -> Measurement:
+    """Scores rank by rank. Other tokens at equal scores are a tie that another processor's rounding decided."""
+    same = [h["tokens"] for h in expected] == [h["tokens"] for h in found]
+    gap = max((abs(a["score"] - b["score"]) for a, b in zip(expected, found)), default=0.0)
+    if len(expected) != len(found):
+        gap = float("inf")
+    note = "" if same else "other tokens at a tie"
+    return Measurement("decode", "max score error", gap, _SCORE_LIMIT, "golden", "", note)
