@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vlrt.errors import UsageError, VlrtError
+from vlrt.errors import UsageError, VlrtError, one_line
 
 _TILE = 224
 _GAP = 8
@@ -123,7 +123,8 @@ def _lay_out(tiles: Sequence[Image.Image], labels: Sequence[str], title: str) ->
 
 
 def _fit(pen: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """The text in one line, cut with an ellipsis where it is wider than `width` pixels."""
+    text = one_line(text)
     if pen.textlength(text, font=font) <= width:
         return text
     while text and pen.textlength(text + "…", font=font) > width:

@@ -45,7 +45,7 @@ class PhotoIndex:
         if not os.path.lexists(store):
             return index
         try:
-            with np.load(store, allow_pickle=False) as data:
+            with open(store, "rb") as stream, np.load(stream, allow_pickle=False) as data:
                 listed = json.loads(str(data["manifest"]))
                 vectors = np.asarray(data["vectors"], dtype=np.float32)
             if listed["model"] == index.model and vectors.shape == (len(listed["photographs"]), dimension):
