@@ -10,12 +10,12 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from typing import Any
 
 import click
 
 import vlrt
+from vlrt.commands.lazy import LazyGroup
 from vlrt.errors import VlrtError, VlrtWarning
 
 COMMANDS = {
@@ -28,30 +28,6 @@ COMMANDS = {
     "export": ("vlrt_export.command:export", "Trace a model to a bundle and prove it against torch."),
 }
 """Command -> where it is, and its line in the help text. Named as strings: nothing is imported before it runs."""
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called."""
-
-    def __init__(self, table: dict[str, tuple[str, str]], help: str | None = None, name: str | None = None) -> None:  # noqa: A002 - click's name
-        super().__init__(name=name, help=help)
-        self.table = table
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.table)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.table:
-            return None
-        module, attribute = self.table[cmd_name][0].split(":")
-        command: click.Command = getattr(import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the table without importing what it names."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
-
 
 root = LazyGroup(COMMANDS, help="On-device inference for vision-language models: no torch at inference.", name="vlrt")
 click.version_option(vlrt.__version__, prog_name="vlrt")(root)

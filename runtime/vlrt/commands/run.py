@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlrt.cli import LazyGroup
+from vlrt.commands.lazy import LazyGroup
 
 run = LazyGroup(
     {
