@@ -9,8 +9,10 @@ _LONGEST = 2000
 
 
 def one_line(text: str) -> str:
-    """The text with control characters as escapes and of bearable length."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)[:_LONGEST]
+    """The text with control characters as escapes, and without its middle where it is unbearably long."""
+    line = _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    half = _LONGEST // 2
+    return line if len(line) <= _LONGEST else f"{line[:half]}…{line[-half:]}"
 
 
 class VlrtError(Exception):
