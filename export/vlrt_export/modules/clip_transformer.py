@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,8 @@ class Attention(nn.Module):
         return self._mix(query, key, value, None)
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
+        parts: tuple[Any, ...] = (query, key, value)  # torch's `unflatten` has no types
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
         if mask is not None:
             scores = scores + mask
