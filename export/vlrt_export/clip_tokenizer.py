@@ -143,11 +143,17 @@ def _from_folder(folder: Path, note: str) -> ClipTokenizer:
         found = _from_file(folder / FILE).tokenizer
     elif (folder / "vocab.json").is_file():
         vocab = read_json(folder / "vocab.json")
-        lines = (folder / "merges.txt").read_text("utf-8").strip().split("\n")
-        found = _checked(vocab, lines)
+        found = _checked(vocab, _merge_lines(folder / "merges.txt"))
     else:
         return _from_file(folder / _VOCABULARY_FILE)
     return ClipTokenizer(found, _pad_id(folder, found), note)
+
+
+def _merge_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").strip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VlrtError(f"`{path.name}` cannot be read: {error}", "download it again") from None
 
 
 def _from_file(path: Path) -> ClipTokenizer:

@@ -20,7 +20,7 @@ from vlrt import zoo
 from vlrt.bundle import Bundle
 from vlrt.embedding import DualEncoder, Vectors
 from vlrt.errors import BundleError, UsageError, VlrtWarning
-from vlrt.prompts import LearnedPrompts, Prompt, check_labels, check_templates
+from vlrt.prompts import LearnedPrompts, Prompt, check_labels, check_templates, fill
 
 _FORMAT = 1
 _ROWS = 32
@@ -112,7 +112,7 @@ def encode_labels(encoder: DualEncoder, request: PromptRequest) -> Vectors:
     Source: Radford et al. (arXiv 2103.00020), section 3.1.4, and the prompt engineering notebook of openai/CLIP.
     """
     if request.learned is None:
-        sentences = [template.replace("{}", label) for label in request.labels for template in request.templates]
+        sentences = [fill(template, label) for label in request.labels for template in request.templates]
         rows = [tuple(encoder.codec.ids(sentence)) for sentence in sentences]
         prompts = [Prompt(ids, (-1,) * len(ids)) for ids in rows]
     else:

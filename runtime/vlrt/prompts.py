@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from vlrt.text import TextCodec
 
 POSITIONS = ("end", "middle", "front")
 _MOST_VECTORS = 1 << 12
+_ARTICLE = re.compile(r"(a|an|the)\s", re.IGNORECASE)
+_ARTICLE_BEFORE = re.compile(r"\b(a|an|the)\s+\{\}", re.IGNORECASE)
 
 
 def split_labels(text: str) -> tuple[str, ...]:
@@ -74,6 +77,16 @@ def check_templates(templates: Iterable[str]) -> tuple[str, ...]:
             what = f"the template `{template}` has {template.count('{}')} places for the label, expected one"
             raise UsageError(what, 'write {} where the label goes: "a photo of a {}."')
     return given
+
+
+def fill(template: str, label: str) -> str:
+    """The template with the label in its place; an article of the label's own replaces the template's.
+
+    "a photo of a {}." and "the dog" give "a photo of the dog.".
+    """
+    if _ARTICLE.match(label):
+        template = _ARTICLE_BEFORE.sub("{}", template)
+    return template.replace("{}", label)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 from vlrt.bundle import Bundle
 from vlrt.errors import UsageError, VlrtError
-from vlrt.prompts import LearnedPrompts, check_labels, check_templates, read_lines, split_labels
+from vlrt.prompts import LearnedPrompts, check_labels, check_templates, fill, read_lines, split_labels
 from vlrt.tensor_file import read_tensors
 from vlrt.text import TextCodec, TextTruncatedWarning
 
@@ -45,6 +45,21 @@ def test_labels_that_leave_no_choice(labels: list[str], message: str) -> None:
 def test_templates_need_one_place_for_the_label(templates: list[str]) -> None:
     with pytest.raises(UsageError, match="template"):
         check_templates(templates)
+
+
+@pytest.mark.parametrize(
+    ("template", "label", "sentence"),
+    [
+        ("a photo of a {}.", "dog", "a photo of a dog."),
+        ("a photo of a {}.", "a dog", "a photo of a dog."),
+        ("a photo of a {}.", "The dog", "a photo of The dog."),
+        ("a photo of the {}.", "an owl", "a photo of an owl."),
+        ("a photo of a {}.", "anteater", "a photo of a anteater."),
+        ("look: {}", "a dog", "look: a dog"),
+    ],
+)
+def test_articles_are_not_doubled(template: str, label: str, sentence: str) -> None:
+    assert fill(template, label) == sentence
 
 
 def test_label_files(tmp_path: Path) -> None:
