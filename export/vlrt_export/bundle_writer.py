@@ -100,7 +100,7 @@ def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
     graphs = {}
     for graph in plan.graphs:
         progress(f"tracing {graph.role}")
-        graphs[graph.role] = _write_graph(graph, folder)
+        graphs[graph.role] = write_graph(graph, folder)
     for name, content in plan.files.items():
         if isinstance(content, bytes):
             (folder / name).write_bytes(content)
@@ -118,6 +118,8 @@ def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         text=plan.text,
         decode=plan.decode,
         embed=plan.embed,
+        answer=plan.answer,
+        match=plan.match,
         created_by=_versions(),
         card=plan.card,
         extra=dict(plan.extra),
@@ -126,7 +128,7 @@ def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
     return described
 
 
-def _write_graph(graph: Graph, folder: Path) -> GraphSpec:
+def write_graph(graph: Graph, folder: Path) -> GraphSpec:
     model = trace(graph)
     halves = store_exact_halves(model)
     file, external = f"{graph.role}.onnx", f"{graph.role}.bin"

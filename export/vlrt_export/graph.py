@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlrt.manifest import DecodeSpec, EmbedSpec, ImageSpec, Measurement, Source, TextSpec
+from vlrt.manifest import AnswerSpec, DecodeSpec, EmbedSpec, ImageSpec, MatchSpec, Measurement, Source, TextSpec
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Graph:
         output_axes: output name -> {axis: axis name}, for the manifest and the graph's signature.
         cases: further inputs (other batch sizes and lengths) on which parity is measured beside ``inputs``.
         tolerance: largest absolute error against torch that the export admits.
+        in_place: output name -> name of the input whose buffer it shares, as caches do in the loop.
+        filled: input [R] with the last position that each row of an in-place output has filled, on axis 2; what
+            lies beyond is not compared. Empty: all of it is.
     """
 
     role: str
@@ -36,6 +39,8 @@ class Graph:
     output_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     cases: Sequence[Mapping[str, Tensor]] = ()
     tolerance: float = 1e-4
+    in_place: Mapping[str, str] = field(default_factory=dict)
+    filled: str = ""
 
 
 Check = Callable[[Path], Iterable[Measurement]]
@@ -49,10 +54,10 @@ class Plan:
     Args:
         name: the bundle's name, e.g. ``clip-vit-b-32``.
         family: the file name of the family in ``vlrt_export.families`` with dashes.
-        tasks: the tasks the bundle serves (``caption``, ``match``, ``search``, ``embed``, ``classify``).
+        tasks: the tasks the bundle serves (``caption``, ``answer``, ``match``, ``search``, ``embed``, ``classify``).
         graphs: in the order they should be written.
         source: where the weights come from, and under which licence.
-        image, text, decode, embed: the manifest's sections; ``None`` where the model has none.
+        image, text, decode, embed, answer, match: the manifest's sections; ``None`` where the model has none.
         files: further files of the bundle by plain name (``tokenizer.json``): bytes, or a path to copy.
         card: what the model knows and does not know, shown by ``vlrt inspect``.
         checks: the family's rungs beyond graph parity (pixels, ids, decode against the reference).
@@ -68,6 +73,8 @@ class Plan:
     text: TextSpec | None = None
     decode: DecodeSpec | None = None
     embed: EmbedSpec | None = None
+    answer: AnswerSpec | None = None
+    match: MatchSpec | None = None
     files: Mapping[str, bytes | Path] = field(default_factory=dict)
     card: str = ""
     checks: Sequence[Check] = ()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import onnx
 import torch
@@ -37,7 +39,7 @@ def trace(graph: Graph) -> onnx.ModelProto:
                 opset_version=OPSET,
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
-                dynamic_shapes=tuple(dict(graph.dynamic.get(name, {})) or None for name in graph.inputs),
+                dynamic_shapes=_dynamic_shapes(graph),
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
@@ -47,18 +49,30 @@ def trace(graph: Graph) -> onnx.ModelProto:
     return _tidy(program.model_proto, graph)
 
 
+def _dynamic_shapes(graph: Graph) -> tuple[Any, ...]:
+    """Axes by input; those of a variable argument are one entry, as torch wants it."""
+    shapes = [dict(graph.dynamic.get(name, {})) or None for name in graph.inputs]
+    kinds = [p.kind for p in inspect.signature(graph.module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(shapes)
+    plain = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:plain], tuple(shapes[plain:]))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The tracer prints progress and warns of libraries it does not need; neither is for our users."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def _tidy(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:

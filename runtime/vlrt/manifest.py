@@ -260,6 +260,44 @@ class EmbedSpec:
 
 
 @dataclass(frozen=True)
+class AnswerSpec:
+    """How a question about an image reaches the decoder of the decode section.
+
+    Args:
+        question: ``encoder``: its ids, start and end included, are an input of the decode section's chain, named as the
+            text section says; ``prompt``: it is the beginning of what the decoder continues.
+        template: what is written around it; ``{}`` stands for the question.
+    """
+
+    question: Literal["encoder", "prompt"] = "prompt"
+    template: str = "{}"
+
+    def __post_init__(self) -> None:
+        if self.template.count("{}") != 1:
+            raise refuse(f"answer section: the template `{self.template[:60]}` needs `{{}}` once, for the question")
+
+
+@dataclass(frozen=True)
+class MatchSpec:
+    """A graph that reads an image and a sentence together and says whether they belong together.
+
+    Args:
+        image: roles run once per image.
+        graph: role of the graph; its inputs are outputs of those and, named as the text section says, sentences
+            [N·k, L] padded at the end, an image's k sentences neighbours.
+        output: its output [N·k], a probability.
+    """
+
+    image: tuple[str, ...]
+    graph: str
+    output: str = "match_probability"
+
+    def __post_init__(self) -> None:
+        if not self.image:
+            raise refuse("match section: needs the graphs that encode an image")
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One line of the parity certificate: `value` of `metric` at `stage`, admitted because it is within `limit`."""
 
@@ -292,6 +330,8 @@ class Manifest:
     text: TextSpec | None = None
     decode: DecodeSpec | None = None
     embed: EmbedSpec | None = None
+    answer: AnswerSpec | None = None
+    match: MatchSpec | None = None
     certificate: tuple[Measurement, ...] = ()
     goldens: str = ""
     created_by: dict[str, str] = field(default_factory=dict)
@@ -309,6 +349,8 @@ class Manifest:
             self._need_file(name, "the manifest")
         self._check_decode()
         self._check_embed()
+        self._check_answer()
+        self._check_match()
 
     def _need_file(self, name: str, who: str) -> None:
         if name not in self.files:
@@ -327,7 +369,10 @@ class Manifest:
         step = self.graphs[spec.step]
         step.input(spec.token)
         _check_last_axis(step.output(spec.logits), spec.vocabulary, "a vocabulary of")
-        produced = self._check_chain(spec.chain, {self.image.input} if self.image else set())
+        known = {self.image.input} if self.image else set()
+        if self.text and self.answer and self.answer.question == "encoder":
+            known.add(self.text.input)
+        produced = self._check_chain(spec.chain, known)
         for state in spec.states:
             step.input(state.input)
             if state.kind in ("recurrent", "kv", "kv_concat"):
@@ -350,6 +395,23 @@ class Manifest:
         ):
             self._check_chain(roles, inputs)
             _check_last_axis(self.graphs[roles[-1]].output(output), spec.dimension, "the dimension")
+
+    def _check_answer(self) -> None:
+        if self.answer and not (self.decode and self.text and self.image):
+            raise refuse("an answer section needs image, text and decode sections beside it")
+
+    def _check_match(self) -> None:
+        spec = self.match
+        if spec is None:
+            return
+        if not (self.text and self.image):
+            raise refuse("a match section needs image and text sections beside it")
+        self._need_roles((*spec.image, spec.graph), "match")
+        produced = self._check_chain(spec.image, {self.image.input})
+        self._check_chain((spec.graph,), produced | {self.text.input})
+        found = self.graphs[spec.graph].output(spec.output)
+        if len(found.shape) != 1:
+            raise refuse(f"`{spec.output}` has shape {list(found.shape)}, expected one number a sentence")
 
     def _check_chain(self, roles: Iterable[str], known: set[str]) -> set[str]:
         """Names that a chain produces; every input must be known before or come from an earlier graph."""

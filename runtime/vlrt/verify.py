@@ -25,6 +25,7 @@ from vlrt.text import TextCodec
 RunChain = Callable[[Iterable[str], Mapping[str, Array]], dict[str, Array]]
 
 SENTENCES = ("a dog on the grass", "two children play in the snow near a red car")
+QUESTION = "how many dogs are there?"
 _KEPT = 48
 """Values of a tensor that a golden keeps, evenly spaced."""
 
@@ -60,14 +61,19 @@ def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str
         chains.append(described.decode.chain)
     if described.embed:
         chains.append(described.embed.image)
+    if described.match:
+        chains.append(described.match.image)
     if described.image and chains:
         pixels = pictures.preprocess([synthetic_picture()], described.image)
         found["pixels"] = fingerprint(pixels)
+        asked = _question(bundle)
         for chain in chains:
-            outputs = run_chain(chain, {described.image.input: pixels})
+            outputs = run_chain(chain, {described.image.input: pixels, **asked})
             found |= {f"image.{name}": fingerprint(value) for name, value in outputs.items()}
             if described.decode and chain == described.decode.chain:
                 found["decode"] = _decode(bundle, outputs, sessions)
+        if described.match:
+            found["match"] = fingerprint(_match(bundle, run_chain, pixels))
     if described.embed and described.text:
         ids = TextCodec.open(bundle).encode(SENTENCES)
         found["ids"] = ids.tolist()
@@ -79,6 +85,22 @@ def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str
         outputs = run_chain(described.embed.text, arrays)
         found |= {f"text.{name}": fingerprint(value) for name, value in outputs.items()}
     return found
+
+
+def _question(bundle: Bundle) -> dict[str, Array]:
+    """The input of a chain that also reads a question."""
+    described = bundle.manifest
+    if described.text and described.answer and described.answer.question == "encoder":
+        return {described.text.input: TextCodec.open(bundle).encode([described.answer.template.format(QUESTION)])}
+    return {}
+
+
+def _match(bundle: Bundle, run_chain: RunChain, pixels: Array) -> Array:
+    spec, text, image = bundle.manifest.match, bundle.manifest.text, bundle.manifest.image
+    if spec is None or text is None or image is None:
+        raise BundleError(f"the bundle `{bundle.name}` matches nothing")
+    arrays = {image.input: pixels, text.input: TextCodec.open(bundle).encode(SENTENCES)}
+    return run_chain((*spec.image, spec.graph), arrays)[spec.output]
 
 
 def _decode(bundle: Bundle, initial: Mapping[str, Array], sessions: Sessions) -> list[dict[str, Any]]:
