@@ -1,0 +1,210 @@
+"""The graphs of a transformer decoder with in-place caches, and the states that describe them; for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from vlrt.manifest import StateSpec
+from vlrt_export.graph import Graph
+from vlrt_export.modules.attention_kv import KeysValues, Places
+from vlrt_export.modules.gpt2 import DecoderSizes
+
+STEP, MEMORY, MASK = "decoder_step", "decoder_memory", "memory_mask"
+
+_CALLS: Sequence[tuple[int, int, tuple[int, ...], int]] = (
+    (2, 3, (1,), 4),  # three beams of two images, one token each
+    (1, 1, (3,), 0),
+    (3, 1, (2, 4, 1), 0),  # prompts of different lengths
+    (1, 5, (1,), 2),
+    (2, 1, (1,), 0),
+)
+"""Images, rows per image, new tokens by row, and most earlier ones, of the step's cases."""
+
+
+class KvDecoder(Protocol):
+    """What the graphs need of a decoder; see `vlrt_export.modules.gpt2.Gpt2`."""
+
+    sizes: DecoderSizes
+
+    def memory(self, states: Tensor) -> list[KeysValues]: ...
+
+    def embed(self, token: Tensor, position: Tensor) -> Tensor: ...
+
+    def __call__(
+        self,
+        embedded: Tensor,
+        new_length: Tensor,
+        places: Places,
+        past: list[KeysValues],
+        memory: list[KeysValues] | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, list[KeysValues]]: ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a decoder's cross-attention reads.
+
+    Args:
+        input: name of the encoder states [B, S, M] that an earlier graph of the chain gives.
+        width: M.
+        length: S, or 0 where it differs from run to run (questions); then `MASK` [B, S] comes with the states.
+        projection: applied to the states first, where the encoder's width is not the decoder's.
+    """
+
+    input: str
+    width: int
+    length: int
+    projection: nn.Module | None = None
+
+    @property
+    def masked(self) -> bool:
+        return self.length == 0
+
+
+class _Memory(nn.Module):
+    """Encoder states to every layer's keys and values, once per image."""
+
+    def __init__(self, decoder: KvDecoder, projection: nn.Module | None) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.projection = projection
+
+    def forward(self, states: Tensor) -> tuple[Tensor, ...]:
+        return _flat(self.decoder.memory(states if self.projection is None else self.projection(states)))
+
+
+class _Step(nn.Module):
+    """One call of a decoder with its states as a flat list: prefill of whole prompts, and every step after it."""
+
+    def __init__(self, decoder: KvDecoder, masked: bool) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.masked = masked
+
+    def forward(
+        self,
+        token: Tensor,
+        position: Tensor,
+        new_length: Tensor,
+        last_position: Tensor,
+        total_length: Tensor,
+        *states: Tensor,
+    ) -> tuple[Tensor, ...]:
+        layers = self.decoder.sizes.layers
+        mask = states[0] if self.masked else None
+        pairs = _pairs(states[1:] if self.masked else states)
+        past, memory = pairs[:layers], pairs[layers:] or None
+        embedded = self.decoder.embed(token, position)
+        logits, present = self.decoder(embedded, new_length, Places(last_position, total_length), past, memory, mask)
+        return logits, *_flat(present)
+
+
+def memory_graph(decoder: KvDecoder, memory: Memory, tolerance: float) -> Graph:
+    """Encoder states [B, S, M] to the keys and values that every layer of the decoder reads."""
+    cases = [{memory.input: _normal(n, memory.length or s, memory.width, seed=n)} for n, s in ((2, 5), (1, 3), (3, 7))]
+    axes = {0: "images"} if memory.length else {0: "images", 1: "length"}
+    names = _names("memory_", decoder.sizes.layers)
+    named = [_memory_axes(name, memory) for name in names]
+    return Graph(
+        role=MEMORY,
+        module=_Memory(decoder, memory.projection).eval(),
+        inputs=cases[0],
+        outputs=names,
+        dynamic={memory.input: axes},
+        output_axes=dict(zip(names, named)),
+        cases=cases[1:],
+        tolerance=tolerance,
+    )
+
+
+def step_graph(decoder: KvDecoder, memory: Memory | None, tolerance: float) -> Graph:
+    """One call over R = B·k rows of W tokens against in-place caches and the memories of B images."""
+    module = _Step(decoder, bool(memory and memory.masked)).eval()
+    cases = [_case(decoder, memory, *call) for call in _CALLS]
+    rows, caches = {0: "rows"}, _names("", decoder.sizes.layers)
+    dynamic: dict[str, Mapping[int, str]] = {"token": {0: "rows", 1: "width"}, "position": {0: "rows", 1: "width"}}
+    dynamic |= dict.fromkeys(("new_length", "last_position"), rows)
+    cache_axes = {0: "rows", 2: "positions"}
+    dynamic |= dict.fromkeys(caches, cache_axes)
+    if memory:
+        dynamic |= {name: _memory_axes(name, memory) for name in _names("memory_", decoder.sizes.layers)}
+    if memory and memory.masked:
+        dynamic[MASK] = {0: "images", 1: "length"}
+    presents = tuple(f"next_{name}" for name in caches)
+    return Graph(
+        role=STEP,
+        module=module,
+        inputs=cases[0],
+        outputs=("logits", *presents),
+        dynamic=dynamic,
+        output_axes={"logits": rows} | dict.fromkeys(presents, cache_axes),
+        cases=cases[1:],
+        tolerance=tolerance,
+        in_place=dict(zip(presents, caches)),
+        filled="last_position",
+    )
+
+
+def states(decoder: KvDecoder, memory: Memory | None) -> tuple[StateSpec, ...]:
+    """The manifest's states: caches, and what cross-attention reads."""
+    caches = [StateSpec("kv", name, f"next_{name}") for name in _names("", decoder.sizes.layers)]
+    read = [StateSpec("memory", name) for name in _names("memory_", decoder.sizes.layers)] if memory else []
+    mask = [StateSpec("memory", MASK)] if memory and memory.masked else []
+    return (*caches, *read, *mask)
+
+
+def _names(prefix: str, layers: int) -> tuple[str, ...]:
+    return tuple(f"{prefix}{kind}.{layer}" for layer in range(layers) for kind in ("key", "value"))
+
+
+def _memory_axes(name: str, memory: Memory) -> dict[int, str]:
+    if memory.length:
+        return {0: "images"}
+    return {0: "images", 3 if "key" in name else 2: "length"}
+
+
+def _flat(pairs: Sequence[KeysValues]) -> tuple[Tensor, ...]:
+    return tuple(tensor for pair in pairs for tensor in (pair.keys, pair.values))
+
+
+def _pairs(tensors: Sequence[Tensor]) -> list[KeysValues]:
+    return [KeysValues(keys, values) for keys, values in zip(tensors[::2], tensors[1::2])]
+
+
+def _case(
+    decoder: KvDecoder, memory: Memory | None, images: int, beams: int, new: tuple[int, ...], most: int
+) -> dict[str, Tensor]:
+    """Random inputs of one call; where `most` is not 0, rows have different pasts, `most` of them the longest."""
+    sizes, rows, width = decoder.sizes, images * beams, max(new)
+    generator = torch.Generator().manual_seed(100 * rows + width)
+    past = torch.tensor([max(most - row, 1) if most else 0 for row in range(rows)], dtype=torch.int32)
+    lengths = torch.tensor(new, dtype=torch.int32).expand(rows).contiguous()
+    case = {
+        "token": torch.randint(sizes.vocabulary, (rows, width), generator=generator),
+        "position": past.long()[:, None] + torch.arange(width),
+        "new_length": lengths,
+        "last_position": past + lengths - 1,
+        "total_length": (past + lengths).amax().reshape(1),
+    }
+    if memory and memory.masked:
+        case[MASK] = torch.zeros(images, 3 + images)
+        case[MASK][1:, -1] = -1e9
+    positions = 5 + width
+    for name in _names("", sizes.layers):
+        case[name] = torch.randn(rows, sizes.heads, positions, sizes.head_width, generator=generator)
+    if memory:
+        encoded = _normal(images, memory.length or 3 + images, memory.width, seed=rows)
+        with torch.no_grad():
+            found = _Memory(decoder, memory.projection)(encoded)
+        case |= dict(zip(_names("memory_", sizes.layers), cast("tuple[Tensor, ...]", found)))
+    return case
+
+
+def _normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
