@@ -97,14 +97,16 @@ def reference_search(decoder: TutorialDecoder, regions: Tensor, beams: int) -> t
 
 @pytest.fixture(scope="module")
 def reference() -> tuple[TutorialEncoder, TutorialDecoder]:
-    torch.manual_seed(2)
-    encoder, decoder = TutorialEncoder(), TutorialDecoder()
+    torch.manual_seed(0)
+    encoder = TutorialEncoder()
     randomise(encoder, torch.randn(1, 3, 256, 256))
+    torch.manual_seed(1)  # with these, sentences of eight words or so end on their own
+    decoder = TutorialDecoder()
     for layer, spread in ((decoder.fc, 1.0), (decoder.embedding, 1.0), (decoder.attention.full_att, 2.0)):
         nn.init.normal_(layer.weight, std=spread)
     with torch.no_grad():
         decoder.fc.bias[WORD_MAP["<end>"]] = -1.0
-        decoder.init_h.weight.mul_(10)
+        decoder.init_h.weight.mul_(40)  # random encoders see little difference between pictures
     return encoder.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
 
 
@@ -170,7 +172,7 @@ def test_the_bundle_captions_as_the_references_search_or_finds_a_likelier_senten
     assert bundle.manifest.decode is not None
     assert bundle.manifest.decode.defaults["num_beams"] == 5
     texts, equal = set(), 0
-    for seed in range(4):
+    for seed in range(6):
         picture = photograph(120, 80, seed=seed)
         with torch.no_grad():
             tokens, score = reference_search(decoder, encoder(_pixels(picture)).reshape(1, 196, 2048), 5)
@@ -183,7 +185,7 @@ def test_the_bundle_captions_as_the_references_search_or_finds_a_likelier_senten
         assert found.attention is not None
         assert found.attention.shape == (len(found.words), 14, 14)
         texts.add(found.text)
-    assert equal >= 3
+    assert equal >= 4
     assert len(texts) > 1, "the pictures must be told apart"
 
 
