@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -124,6 +124,11 @@ def forbid(bias: Tensor, ids: Iterable[int]) -> None:
     """Gives words the logit minus infinity, so that they have no share in the softmax either."""
     with torch.no_grad():
         bias[list(ids)] = -torch.inf
+
+
+def licensed(source: Source, license_name: str) -> Source:
+    """The source under the licence that the zoo states for it, if it states one."""
+    return replace(source, license=license_name) if license_name else source
 
 
 def seeded(seed: int, build: Callable[[], Decoder]) -> Decoder:

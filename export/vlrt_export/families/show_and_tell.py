@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlrt.errors import UsageError
-from vlrt_export.captioner import Captioner
+from vlrt_export.captioner import Captioner, licensed
 from vlrt_export.captioner_checks import captioner_checks
 from vlrt_export.captioner_graphs import (
     bundle_files,
@@ -46,7 +46,7 @@ def build(request: Request) -> Plan:
             memory_graph(captioner, decoder, tolerance),
             plain_step_graph(decoder, tolerance),
         ],
-        source=captioner.source,
+        source=licensed(captioner.source, request.entry.license),
         image=captioner.image,
         text=text_spec(captioner),
         decode=replace(decode_spec(captioner), defaults=defaults),

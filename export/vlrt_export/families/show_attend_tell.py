@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlrt.errors import UsageError
-from vlrt_export.captioner import Captioner
+from vlrt_export.captioner import Captioner, licensed
 from vlrt_export.captioner_checks import captioner_checks
 from vlrt_export.captioner_graphs import (
     AttentiveDecoder,
@@ -71,7 +71,7 @@ def _plan(request: Request, captioner: Captioner, decoder: AttentiveDecoder) -> 
         family="show-attend-tell",
         tasks=("caption", *(_EMBEDDING_TASKS if model else ())),
         graphs=graphs + (dual_encoder_graphs(captioner, model, tolerance) if model else []),
-        source=captioner.source,
+        source=licensed(captioner.source, request.entry.license),
         image=captioner.image,
         text=text_spec(captioner),
         decode=decode_spec(captioner),
