@@ -213,3 +213,27 @@ def test_fewer_continuations_than_beams() -> None:
     assert len(set(found)) == len(found)
     assert {token for tokens in found for token in tokens} <= {1, 2, 3}
     assert [rows for rows, _ in table.sizes] == [1, 2, 4]
+
+
+def test_classic_waits_for_a_sentence_that_length_will_favour() -> None:
+    """`1` alone scores log 0.83 = -0.186; `2 3 … 10 1` begins with log 0.17, then is certain: -1.772 / 10."""
+    table = Table(0, 11)
+    table.log_p[:] = -30
+    table.log_p[..., START, [END, 2]] = np.log([0.83, 0.17])
+    for word in range(2, 11):
+        table.log_p[..., word, word + 1 if word < 10 else END] = 0
+    options = DecodeOptions(rule="classic", num_beams=2, max_new_tokens=10, length_penalty=1.0)
+    assert table.run(options)[0][0].tokens == (*range(2, 11), END)
+
+
+@pytest.mark.parametrize("offset", [-200.0, 200.0])
+@pytest.mark.parametrize("rule", [{}, {"repetition_penalty": 1.3}, {"suppress_tokens": (4, 5)}, {"do_sample": True}])
+def test_logits_mean_the_same_wherever_they_lie(rule: dict[str, Any], offset: float) -> None:
+    for seed in range(3):
+        options = DecodeOptions(num_beams=3, num_return_sequences=3, max_new_tokens=6, **rule)
+        plain, shifted = Table(seed, 200), Table(seed, 200)
+        shifted.log_p += np.float32(offset)
+        expected, found = plain.run(options)[0], shifted.run(options)[0]
+        assert [h.tokens for h in found] == [h.tokens for h in expected]
+        # Logits of 200 are exact to 1.5e-5 each.
+        assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-4)
