@@ -79,7 +79,7 @@ def load_show_attend_tell(folder: CaptionerFolder, attention: str = SOFT) -> Cap
     channels = _channels(folder, pooled=False)
     sizes = folder.sizes("show_attend_tell", ShowAttendTellSizes, regions=channels)
     decoder = load_weights(ShowAttendTell(sizes, attention), checkpoint.tensors, SHOW_ATTEND_TELL)
-    forbid(decoder.output.bias, _never(folder))
+    forbid(decoder.output.bias, _never(folder, sizes.vocabulary))
     return _captioner(folder, decoder, checkpoint, sizes.vocabulary, dual_encoder=_dual_encoder(folder, channels))
 
 
@@ -88,7 +88,7 @@ def load_show_and_tell(folder: CaptionerFolder) -> Captioner:
     checkpoint = folder.need(SHOW_AND_TELL)
     sizes = folder.sizes("show_and_tell", ShowAndTellSizes, regions=_channels(folder, pooled=True))
     decoder = load_weights(ShowAndTell(sizes), checkpoint.tensors, SHOW_AND_TELL)
-    forbid(decoder.output.bias, _never(folder))
+    forbid(decoder.output.bias, _never(folder, sizes.vocabulary))
     return _captioner(folder, decoder, checkpoint, sizes.vocabulary, pooled=True)
 
 
@@ -171,17 +171,21 @@ def _identity(folder: CaptionerFolder, name: str) -> int:
     return value
 
 
-def _never(folder: CaptionerFolder) -> list[int]:
+def _never(folder: CaptionerFolder, vocabulary: int) -> list[int]:
     value = folder.section("tokens").get("never_generate", [])
-    if not isinstance(value, list) or not all(isinstance(i, int) for i in value):
-        raise VlrtError(f"`tokens.never_generate` in `config.json` is {value!r}, expected a list of ids")
+    if not isinstance(value, list) or not all(isinstance(i, int) and 0 <= i < vocabulary for i in value):
+        what = f"`tokens.never_generate` in `config.json` is {value!r}"
+        raise VlrtError(f"{what}, expected a list of ids from 0 to {vocabulary - 1}")
     return value
 
 
 def _defaults(decode: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    penalty = decode.get("length_penalty", 1.0)
+    if not isinstance(penalty, (int, float)):
+        raise VlrtError(f"`decode.length_penalty` in `config.json` is {penalty!r}, expected a number")
     return {
         "num_beams": _positive(decode, "beams", "decode"),
-        "length_penalty": float(decode.get("length_penalty", 1.0)),
+        "length_penalty": float(penalty),
         "early_stopping": bool(decode.get("early_stopping", True)),
         "max_new_tokens": longest,
     }
