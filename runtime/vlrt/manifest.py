@@ -345,8 +345,10 @@ class Manifest:
         for role, graph in self.graphs.items():
             for name in (graph.file, *graph.external):
                 self._need_file(name, f"graph `{role}`")
-        for name in filter(None, (self.goldens, self.text.tokenizer if self.text else "")):
-            self._need_file(name, "the manifest")
+        if self.goldens:
+            self._need_file(self.goldens, "the manifest")
+        if self.text:
+            self._need_file(self.text.tokenizer, "the text section")
         self._check_decode()
         self._check_embed()
         self._check_answer()

@@ -7,7 +7,6 @@ Field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/on
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,31 @@ _DEEPEST = 64
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
-Buffer = bytes | mmap.mmap
+
+class _Reader:
+    """Bytes of a file by their offset, through a small window: most of a graph is weights, which are stepped over.
+
+    Not a memory map: a file that is truncated while it is mapped ends the process.
+    """
+
+    _WINDOW = 4096
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._start = 0
+        self._window = b""
+
+    def byte(self, position: int) -> int:
+        place = position - self._start
+        if not 0 <= place < len(self._window):
+            self._start, place = position, 0
+            self._window = self.bytes(position, position + self._WINDOW)
+            if not self._window:
+                raise ValueError("the file ended early")
+        return self._window[place]
+
+    def bytes(self, start: int, end: int) -> bytes:
+        return os.pread(self._descriptor, end - start, start)
 
 
 def external_files(path: Path) -> set[str]:
@@ -42,16 +65,19 @@ def external_files(path: Path) -> set[str]:
     Raises:
         BundleError: not a protobuf message, nested too deeply, or with a node that reads files of its own.
     """
-    if not os.path.getsize(path):
-        raise BundleError(f"`{path.name}` is empty", "copy the bundle again, or export it again")
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return set(_locations(data, 0, len(data), "model", 0))
-        except (ValueError, IndexError):
-            raise BundleError(f"`{path.name}` is not an ONNX graph", "copy the bundle again") from None
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if not size:
+                raise ValueError("an empty file")
+            return set(_locations(_Reader(stream.fileno()), 0, size, "model", 0))
+    except OSError as error:
+        raise BundleError(f"`{path.name}` cannot be read: {error.strerror}", "copy the bundle again") from None
+    except ValueError:
+        raise BundleError(f"`{path.name}` is not an ONNX graph", "copy the bundle again, or export it again") from None
 
 
-def _locations(data: Buffer, start: int, end: int, kind: str, depth: int) -> Iterator[str]:
+def _locations(data: _Reader, start: int, end: int, kind: str, depth: int) -> Iterator[str]:
     if depth > _DEEPEST:
         raise ValueError("nested too deeply")
     inner = _MESSAGES[kind]
@@ -60,19 +86,19 @@ def _locations(data: Buffer, start: int, end: int, kind: str, depth: int) -> Ite
             yield from _entry(data, first, last)
         elif number in inner:
             yield from _locations(data, first, last, inner[number], depth + 1)
-        elif kind == "node" and number == _OP_TYPE and data[first:last] == b"EPContext":
+        elif kind == "node" and number == _OP_TYPE and data.bytes(first, min(last, first + 10)) == b"EPContext":
             what = "a graph has an `EPContext` node, which reads files of its own"
             raise BundleError(what, "do not trust this bundle")
 
 
-def _entry(data: Buffer, start: int, end: int) -> Iterator[str]:
+def _entry(data: _Reader, start: int, end: int) -> Iterator[str]:
     """The value of one key-value pair of `external_data` if it is the location; of repeated fields the last counts."""
-    fields = {number: data[first:last] for number, first, last in _fields(data, start, end)}
+    fields = {number: data.bytes(first, last) for number, first, last in _fields(data, start, end)}
     if fields.get(_KEY) == b"location":
         yield fields.get(_VALUE, b"").decode("utf-8", "backslashreplace")
 
 
-def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: _Reader, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Number, first and last offset of every length-delimited field of a message; the others are stepped over."""
     position = start
     while position < end:
@@ -94,10 +120,10 @@ def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]
         raise ValueError("a field goes beyond its message")
 
 
-def _varint(data: Buffer, position: int, end: int) -> tuple[int, int]:
+def _varint(data: _Reader, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while position < end and shift < 70:
-        byte = data[position]
+        byte = data.byte(position)
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
