@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from vlrt_export.blip_checkpoint import CAPTIONING, QUESTIONS, RETRIEVAL, Blip, 
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.generate_reference import SETTINGS, compare, expected_sequences, measurements
 from vlrt_export.graph import Check
-from vlrt_export.image_checks import ReferenceMissingWarning, measure_pixels, noise_picture
+from vlrt_export.image_checks import measure_pixels, noise_picture
 from vlrt_export.parity import difference
 from vlrt_export.weight_layout import invert, linear
 
@@ -45,11 +43,7 @@ _NEW_TOKENS = 12
 def reference_checks(
     model: Blip, checkpoint: Checkpoint | None, spec: ImageSpec, tolerance: Tolerance
 ) -> Sequence[Check]:
-    """The rungs that transformers is the reference for; none, with a warning, where it is not installed."""
-    if find_spec("transformers") is None:
-        what = "transformers is not installed: the graphs were compared with torch only, not with its own model"
-        warnings.warn(what, ReferenceMissingWarning, stacklevel=2)
-        return ()
+    """The rungs that transformers is the reference for."""
 
     def pixels(_: Path) -> Iterator[Measurement]:
         yield measure_pixels(spec, tolerance("pixels", 1e-6), "BlipImageProcessor")

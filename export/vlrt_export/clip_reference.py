@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from torch import Tensor
 from vlrt import image as pictures
 from vlrt.bundle import Bundle
 from vlrt.embedding import DualEncoder
-from vlrt.errors import VlrtWarning
 from vlrt.manifest import ImageSpec, Measurement
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.clip_checkpoint import is_transformers_layout
 from vlrt_export.graph import Check
+from vlrt_export.image_checks import FILTERS, noise_picture
 from vlrt_export.modules.clip import Clip, ClipSizes
 from vlrt_export.modules.clip_transformer import TransformerSizes
 from vlrt_export.modules.clip_vit import VisionTransformerSizes
@@ -40,13 +39,6 @@ SENTENCES = (
 )
 
 
-_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-
-
-class ReferenceMissingWarning(VlrtWarning):
-    """The reference library is not installed, so that some rungs could not be measured."""
-
-
 def reference_checks(
     model: Clip, checkpoint: Checkpoint | None, spec: ImageSpec, tolerance: Tolerance
 ) -> Sequence[Check]:
@@ -54,13 +46,6 @@ def reference_checks(
 
     Embeddings of residual networks are proven against goldens of the original implementation in the tests.
     """
-    if find_spec("transformers") is None:
-        warnings.warn(
-            "transformers is not installed: pixels, ids and embeddings were compared with torch only, not with it",
-            ReferenceMissingWarning,
-            stacklevel=2,
-        )
-        return ()
 
     def pixels(_: Path) -> Iterator[Measurement]:
         yield _measure_pixels(spec, tolerance("pixels", 1e-6))
@@ -73,13 +58,6 @@ def reference_checks(
 
     vit = isinstance(model.sizes.vision, VisionTransformerSizes)
     return (pixels, ids, *((embeddings,) if vit else ()))
-
-
-def noise_picture(width: int, height: int) -> Image.Image:
-    """A picture of coarse coloured noise, the same on every machine."""
-    generator = np.random.default_rng(width * 1000 + height)
-    coarse = generator.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _measure_pixels(spec: ImageSpec, limit: float) -> Measurement:
@@ -116,7 +94,7 @@ def _transformers_pixels(photographs: Sequence[Image.Image], spec: ImageSpec) ->
     processor = CLIPImageProcessor(
         size=stretched if spec.resize == "stretch" else {"shortest_edge": spec.shortest_edge},
         crop_size=stretched,
-        resample=_FILTERS[spec.interpolation],
+        resample=FILTERS[spec.interpolation],
         rescale_factor=spec.scale,
         image_mean=list(spec.mean),
         image_std=list(spec.std),

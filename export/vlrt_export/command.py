@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlrt.manifest import Manifest
 
 _CLIP_PROMPTS = "clip-prompts"
-_NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onnxruntime")
+_NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onnxruntime", "transformers")
 
 
 @click.command(short_help="Trace a model to a bundle and prove it against torch.")

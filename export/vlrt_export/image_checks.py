@@ -14,11 +14,7 @@ from vlrt_export.parity import difference
 SIZES = ((200, 150), (333, 227), (225, 224), (97, 401), (64, 64))
 """Widths and heights of the pictures; odd margins and both orientations."""
 
-_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-
-
-class ReferenceMissingWarning(UserWarning):
-    """The reference library is not installed, so that some rungs could not be measured."""
+FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def noise_picture(width: int, height: int) -> Image.Image:
@@ -40,7 +36,7 @@ def measure_pixels(spec: ImageSpec, limit: float, processor: str, **more: Any) -
 
     made = getattr(transformers, processor)(
         size={"height": spec.size[0], "width": spec.size[1]},
-        resample=_FILTERS[spec.interpolation],
+        resample=FILTERS[spec.interpolation],
         rescale_factor=spec.scale,
         image_mean=list(spec.mean),
         image_std=list(spec.std),

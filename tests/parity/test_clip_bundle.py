@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from vlrt.verify import verify
 from vlrt.zoo import Entry
 from vlrt_export.bundle_writer import write_bundle
 from vlrt_export.clip_prompts import convert_prompts
-from vlrt_export.clip_reference import ReferenceMissingWarning, noise_picture
+from vlrt_export.image_checks import noise_picture
 from vlrt_export.modules.clip import randomise
 from vlrt_export.request import Request, build
 
@@ -200,13 +199,6 @@ def test_goldens_verify(transformer: tuple[Manifest, Path, CLIPModel, Path], res
             lines = list(verify(Bundle.open(folder)))
         assert lines
         assert all(line.passed for line in lines)
-
-
-def test_missing_reference_is_said(monkeypatch: pytest.MonkeyPatch, transformer: tuple[Any, Path, Any, Path]) -> None:
-    monkeypatch.setattr("vlrt_export.clip_reference.find_spec", lambda _: None)
-    with pytest.warns(ReferenceMissingWarning, match="transformers is not installed"):
-        plan = build(Request("vit", ENTRY, str(transformer[3])))
-    assert plan.checks == ()
 
 
 def test_random_weights_follow_the_seed() -> None:
