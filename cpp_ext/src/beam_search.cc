@@ -222,6 +222,7 @@ std::vector<Outcome> BeamSearch::outcomes(const Trellis& trellis) const {
   }
   const auto live = all.begin() + static_cast<std::ptrdiff_t>(finished_.size());
   std::stable_sort(live, all.end(), better_outcome);
+  if (all.empty()) all.push_back({});  // cancelled before the first token
   if (all.size() > options_.num_return_sequences) all.resize(options_.num_return_sequences);
   return all;
 }

@@ -4,6 +4,7 @@ from vlrt.decode.binding import StepModel
 from vlrt.decode.generate import decode, generate
 from vlrt.decode.loop import Hypothesis, Loop, LoopShape, RowTensor, StepBuffers, Task
 from vlrt.decode.options import DecodeOptions
+from vlrt.decode.scoring import score_continuations
 
 __all__ = [
     "DecodeOptions",
@@ -16,4 +17,5 @@ __all__ = [
     "Task",
     "decode",
     "generate",
+    "score_continuations",
 ]

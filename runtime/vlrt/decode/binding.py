@@ -14,6 +14,7 @@ from vlrt.decode.options import DecodeOptions
 from vlrt.errors import BundleError, UsageError
 from vlrt.manifest import DecodeSpec, GraphSpec, StateSpec, TensorSpec
 
+_CACHE_GRAIN = 32
 _IDLE_LOOPS = 4
 """Loops kept for the next call; more than that were needed by threads at once and are dropped after it."""
 
@@ -93,6 +94,7 @@ class StepModel:
         graph, states = self.session.spec, self.spec.states
         axes = self._axes(initial)
         width = max(map(len, prompts)) if self.takes_prompts_at_once else 1
+        longest = self._positions(max(map(len, prompts)) + options.max_new_tokens)
 
         def tensors(kind: str) -> tuple[RowTensor, ...]:
             return tuple(_row_tensor(graph.input(s.input), axes) for s in states if s.kind == kind)
@@ -103,17 +105,21 @@ class StepModel:
             max_rows=len(prompts) * options.rows_per_image,
             max_steps=options.max_new_tokens,
             max_width=width,
-            caches=tuple(self._cache(s, axes) for s in states if s.kind == "kv"),
+            caches=tuple(self._cache(s, longest) for s in states if s.kind == "kv"),
             recurrent=tensors("recurrent"),
             memory=tensors("memory"),
             noise=tensors("noise"),
             records=tuple(_row_tensor(graph.output(r.output), axes) for r in self.spec.records),
         )
 
-    def _cache(self, state: StateSpec, axes: Mapping[str, int]) -> RowTensor:
+    def _positions(self, needed: int) -> int:
+        """Positions of a cache: what the task needs, rounded up so that the next task may find it large enough."""
+        return min(self.spec.max_length, -(-needed // _CACHE_GRAIN) * _CACHE_GRAIN)
+
+    def _cache(self, state: StateSpec, longest: int) -> RowTensor:
+        """A cache; its named axis is that of the positions."""
         spec = self.session.spec.input(state.input)
-        longest = self.spec.max_length
-        shape = tuple(axes.get(a, longest) if isinstance(a, str) else a for a in spec.shape[1:])
+        shape = tuple(longest if isinstance(axis, str) else axis for axis in spec.shape[1:])
         return RowTensor(spec.name, shape, spec.dtype)
 
     def _axes(self, initial: Mapping[str, Array]) -> dict[str, int]:
@@ -185,8 +191,10 @@ def _serves(have: LoopShape, need: LoopShape) -> bool:
     enough = all(getattr(have, name) >= getattr(need, name) for name in sizes)
     # A loop of width 1 reads prompts token by token; a wider one would not.
     same_kind = (have.max_width == 1) == (need.max_width == 1)
-    tensors = ("caches", "recurrent", "memory", "noise", "records")
-    return enough and same_kind and all(getattr(have, name) == getattr(need, name) for name in tensors)
+    tensors = ("recurrent", "memory", "noise", "records")
+    same = all(getattr(have, name) == getattr(need, name) for name in tensors)
+    long_enough = all(ours.shape[1] >= theirs.shape[1] for ours, theirs in zip(have.caches, need.caches))
+    return enough and same_kind and same and long_enough
 
 
 def _row_tensor(spec: TensorSpec, axes: Mapping[str, int]) -> RowTensor:

@@ -31,7 +31,7 @@ def generate(
             the end it has seen the tokens of each image's first hypothesis (not so after a cancel). What it
             raises ends the decoding and is passed on.
         should_cancel: asked before every step; true ends the decoding, and what is there is returned:
-            finished hypotheses and, as `finished=False`, live ones.
+            finished hypotheses and, as `finished=False`, live ones; an empty one before the first token.
 
     Returns:
         Per image its hypotheses, best first (samples: in the order drawn); fewer than asked for only where
@@ -45,9 +45,12 @@ def generate(
     prompts = _prompts(step_model, values, prompts)
     spec = step_model.spec
     options.check_vocabulary(spec.vocabulary)
-    longest = max(map(len, prompts)) + options.max_new_tokens
-    if longest > spec.max_length:
-        most = spec.max_length - max(map(len, prompts))
+    longest = max(map(len, prompts))
+    if longest >= spec.max_length:
+        what = f"a prompt has {longest} tokens with its start, this decoder has room for {spec.max_length}"
+        raise UsageError(what, "give a shorter one")
+    if longest + options.max_new_tokens > spec.max_length:
+        most = spec.max_length - longest
         raise UsageError(f"`max_new_tokens` is {options.max_new_tokens}, this decoder has room for {most}")
     task = Task(prompts, spec.end_ids, values)
     with step_model.loop(values, prompts, options) as bound:
