@@ -72,6 +72,10 @@ class TextCodec:
         end = [] if spec.end_id is None else [spec.end_id]
         return [*start, *inner[:room], *end]
 
+    def prompt_ids(self, start: Sequence[int], text: str) -> list[int]:
+        """Ids of the beginning of a sentence that a decoder is to continue: its start ids and those of `text`."""
+        return [*start, *(self._encode(text) if text.strip() else [])]
+
     def _encode(self, sentence: str) -> list[int]:
         try:
             ids = list(self.tokenizer.encode(sentence, add_special_tokens=False).ids)

@@ -7,6 +7,7 @@ from vlrt.commands.lazy import LazyGroup
 run = LazyGroup(
     {
         "caption": ("vlrt.commands.run_caption:caption", "Say what is on photographs."),
+        "answer": ("vlrt.commands.run_answer:answer", "Answer a question about photographs."),
         "match": ("vlrt.commands.run_match:match", "Score sentences against a photograph."),
         "search": ("vlrt.commands.run_search:search", "Find the photographs a sentence describes."),
         "classify": ("vlrt.commands.run_classify:classify", "Choose among labels, without training."),

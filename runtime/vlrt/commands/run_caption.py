@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True)
 @model_options
 @decode_options
+@click.option("--prompt", default="", help='How captions begin: "a photo of".')
 @click.option("--attention", type=click.Path(path_type=Path), help="Picture of where the model looked.")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Photographs per batch.")
 @output_options
@@ -29,6 +30,7 @@ def caption(
     model: str | None,
     device: str,
     threads: int,
+    prompt: str,
     attention: Path | None,
     batch_size: int,
     as_json: bool,
@@ -52,7 +54,8 @@ def caption(
             raise UsageError(f"`{paths[0]}` is already in `{out}`, so there is nothing to draw", "leave `--out` out")
         progress = Progress(len(paths), "photographs")
         progress(len(paths) - len(left))
-        for done, (path, found) in enumerate(_all(captioner, left, options, batch_size), len(paths) - len(left) + 1):
+        captions = _all(captioner, left, options | {"prompt": prompt}, batch_size)
+        for done, (path, found) in enumerate(captions, len(paths) - len(left) + 1):
             if isinstance(found, ImageError):
                 lines.failure(str(path), found)
             else:

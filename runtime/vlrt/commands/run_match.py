@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 def match(
     image: str, texts: Sequence[str], model: str | None, device: str, threads: int, as_json: bool, out: Path | None
 ) -> None:
-    """Score each of TEXTS against IMAGE: the cosine, and its share among the texts."""
+    """Score each of TEXTS against IMAGE: the cosine, and its share among the texts.
+
+    Models with a matching head give each text's own probability in the share's place, and are ranked by it.
+    """
     from vlrt.tasks import load
 
     matcher: Matcher = load("match", model, device=device, threads=threads)
@@ -42,6 +45,6 @@ def _value(match: Match) -> dict[str, Any]:
 
 
 def _table(found: Sequence[Match]) -> str:
-    share = len(found) > 1
-    ranked = sorted(found, key=lambda m: -m.score)
+    share = len(found) > 1 or found[0].judged
+    ranked = sorted(found, key=lambda m: -m.probability if m.judged else -m.score)
     return "\n".join(f"{m.score:7.4f}{f'  {m.probability:6.1%}' if share else ''}  {m.text}" for m in ranked)

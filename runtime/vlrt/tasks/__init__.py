@@ -12,6 +12,7 @@ from vlrt.errors import UsageError
 
 TASKS = {
     "caption": "Captioner",
+    "answer": "Answerer",
     "match": "Matcher",
     "search": "Searcher",
     "classify": "Classifier",
@@ -30,7 +31,7 @@ def load(task: str, model: str | os.PathLike[str] | None = None, *, device: str 
         threads: of the CPU; 0 means all.
 
     Returns:
-        `Captioner`, `Matcher`, `Searcher`, `Classifier` or `Embedder`, each of `vlrt.tasks.<task>`.
+        `Captioner`, `Answerer`, `Matcher`, `Searcher`, `Classifier` or `Embedder`, each of `vlrt.tasks.<task>`.
 
     Raises:
         VlrtError: unknown task or model, a bundle that does not serve it, or a device that cannot be had.

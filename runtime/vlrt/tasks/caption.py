@@ -14,7 +14,7 @@ from vlrt import image as pictures
 from vlrt.bundle import Bundle
 from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate
 from vlrt.engines import EngineOptions, Sessions
-from vlrt.errors import BundleError
+from vlrt.errors import BundleError, UsageError
 from vlrt.image import ImageLike
 from vlrt.manifest import DecodeSpec, ImageSpec
 from vlrt.text import TextCodec
@@ -25,7 +25,7 @@ class Caption:
     """One caption of one photograph.
 
     Args:
-        text: the sentence.
+        text: the sentence, with the prompt that it begins with.
         score: what the search ranks by: the sum of log-probabilities, divided as the length penalty says.
         tokens: generated ids, the end id included where the sentence ended.
         words: each token's own text, without the end.
@@ -65,23 +65,25 @@ class Captioner:
         self.codec = TextCodec.open(bundle)
         self._step: StepModel | None = None
 
-    def __call__(self, photograph: ImageLike, **options: Any) -> Caption:
+    def __call__(self, photograph: ImageLike, *, prompt: str = "", **options: Any) -> Caption:
         """The best caption of a photograph.
 
         Args:
             photograph: path, bytes, Pillow image or array.
+            prompt: how the caption begins, e.g. ``a photo of``.
             options: fields of `vlrt.decode.DecodeOptions` that differ from the bundle's defaults, e.g. ``num_beams=5``.
 
         Raises:
             ImageError: not a readable image.
-            UsageError: an option that cannot be meant.
+            UsageError: an option that cannot be meant, or a prompt longer than the decoder's longest sequence.
         """
-        return self.batch([photograph], **options)[0]
+        return self.batch([photograph], prompt=prompt, **options)[0]
 
     def batch(
         self,
         photographs: Sequence[ImageLike],
         *,
+        prompt: str | Sequence[str] = "",
         on_token: Callable[[int, int], None] | None = None,
         should_cancel: Callable[[], bool] | None = None,
         **options: Any,
@@ -89,6 +91,7 @@ class Captioner:
         """The best caption of each photograph, decoded together.
 
         Args:
+            prompt: how the captions begin, for all or for each photograph.
             on_token: told (index of the photograph, token id) as soon as a token is final.
             should_cancel: asked before every step.
         """
@@ -96,14 +99,23 @@ class Captioner:
         if not photographs:
             return []
         started = time.perf_counter()
+        prompts = self._prompts(prompt, len(photographs))
         loaded = [pictures.load(photograph) for photograph in photographs]
         pixels = pictures.preprocess(loaded, self.image_spec)
         read = time.perf_counter()
         initial = self.sessions.run_chain(self.spec.chain, {self.image_spec.input: pixels})
         encoded = time.perf_counter()
-        found = generate(self.step_model, initial, chosen, on_token=on_token, should_cancel=should_cancel)
+        found = generate(
+            self.step_model, initial, chosen, prompts=prompts, on_token=on_token, should_cancel=should_cancel
+        )
         timings = {"read": read - started, "encode": encoded - read, "decode": time.perf_counter() - encoded}
-        return [self._best(hypotheses, timings) for hypotheses in found]
+        return [self._best(hypotheses, begun, timings) for hypotheses, begun in zip(found, prompts)]
+
+    def _prompts(self, given: str | Sequence[str], photographs: int) -> list[list[int]]:
+        texts = [given] * photographs if isinstance(given, str) else list(given)
+        if len(texts) != photographs:
+            raise UsageError(f"there are {len(texts)} prompts for {photographs} photographs", "give one for each")
+        return [self.codec.prompt_ids(self.spec.start_ids, text) for text in texts]
 
     def options(self, **overrides: Any) -> DecodeOptions:
         """The bundle's default options with some replaced.
@@ -120,16 +132,20 @@ class Captioner:
             self._step = StepModel(self.spec, self.sessions.get(self.spec.step))
         return self._step
 
-    def _best(self, hypotheses: Sequence[Hypothesis], timings: dict[str, float]) -> Caption:
-        alternatives = tuple(self._caption(h) for h in hypotheses[1:])
-        return self._caption(hypotheses[0], alternatives=alternatives, timings=timings)
+    def _best(self, hypotheses: Sequence[Hypothesis], prompt: Sequence[int], timings: dict[str, float]) -> Caption:
+        if not hypotheses:
+            what = f"the model of `{self.bundle.name}` gives no word a probability, so there is no caption"
+            raise BundleError(what, "relax the options that forbid words, or export the bundle again")
+        begun = prompt[len(self.spec.start_ids) :]
+        alternatives = tuple(self._caption(h, begun) for h in hypotheses[1:])
+        return self._caption(hypotheses[0], begun, alternatives=alternatives, timings=timings)
 
-    def _caption(self, hypothesis: Hypothesis, **more: Any) -> Caption:
+    def _caption(self, hypothesis: Hypothesis, begun: Sequence[int], **more: Any) -> Caption:
         ids = [int(i) for i in hypothesis.tokens]
         ended = bool(ids) and ids[-1] in self.spec.end_ids
         spoken = ids[:-1] if ended else ids
         return Caption(
-            text=self.codec.decode(spoken),
+            text=self.codec.decode([*begun, *spoken]),
             score=float(hypothesis.score),
             tokens=tuple(ids),
             words=tuple(self.codec.words(spoken)),

@@ -1,0 +1,157 @@
+"""Answering: a photograph and a question in, a short answer out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlrt import image as pictures
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate, score_continuations
+from vlrt.engines import Array, EngineOptions, Sessions
+from vlrt.errors import BundleError, UsageError
+from vlrt.image import ImageLike
+from vlrt.manifest import AnswerSpec, DecodeSpec, ImageSpec
+from vlrt.text import TextCodec
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one question.
+
+    Args:
+        text: the answer.
+        score: what the search ranks by; of a given answer, the sum of its tokens' log-probabilities.
+        tokens: generated ids, the end id included where the answer ended.
+        alternatives: the further hypotheses, or the other given answers, best first (only on the best one).
+        timings: seconds by stage for the batch this answer came from: ``read``, ``encode``, ``decode``.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...] = ()
+    alternatives: tuple[Answer, ...] = ()
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class Answerer:
+    """Answers questions about photographs with the decoder of a bundle.
+
+    Args:
+        bundle: one that serves ``answer``.
+        options: device and threads.
+    """
+
+    def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
+        bundle.require("answer")
+        described = bundle.manifest
+        if described.decode is None or described.image is None or described.answer is None:
+            raise BundleError(f"the bundle `{bundle.name}` has no decode, image or answer section", "export it again")
+        self.bundle = bundle
+        self.spec: DecodeSpec = described.decode
+        self.image_spec: ImageSpec = described.image
+        self.answer_spec: AnswerSpec = described.answer
+        self.sessions = Sessions(bundle, options)
+        self.sessions.prepare((*self.spec.chain, self.spec.step))
+        self.codec = TextCodec.open(bundle)
+        self._step: StepModel | None = None
+
+    def __call__(
+        self, photograph: ImageLike, question: str, answers: Iterable[str] | None = None, **options: Any
+    ) -> Answer:
+        """The answer to a question about a photograph.
+
+        Args:
+            photograph: path, bytes, Pillow image or array.
+            question: a sentence; what exceeds the model's context is cut, with a warning.
+            answers: choose among these instead of generating freely.
+            options: fields of `vlrt.decode.DecodeOptions` that differ from the bundle's defaults.
+
+        Raises:
+            ImageError: not a readable image.
+            UsageError: an empty question or answer, options beside `answers`, or one that cannot be meant.
+        """
+        return self.batch([photograph], [question], answers, **options)[0]
+
+    def batch(
+        self,
+        photographs: Sequence[ImageLike],
+        questions: Sequence[str],
+        answers: Iterable[str] | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """The answer to each photograph's question, decoded together."""
+        if len(photographs) != len(questions):
+            raise UsageError(f"there are {len(questions)} questions for {len(photographs)} photographs")
+        chosen, given = self.options(**options), None if answers is None else _distinct(answers)
+        if given is not None and options:
+            raise UsageError(f"`{next(iter(options))}` is of the search, which given answers do without")
+        if not photographs:
+            return []
+        started = time.perf_counter()
+        arrays, prompts = self._read(questions)
+        loaded = [pictures.load(photograph) for photograph in photographs]
+        arrays[self.image_spec.input] = pictures.preprocess(loaded, self.image_spec)
+        read = time.perf_counter()
+        initial = self.sessions.run_chain(self.spec.chain, arrays)
+        encoded = time.perf_counter()
+        if given is None:
+            hypotheses = generate(self.step_model, initial, chosen, prompts=prompts)
+            ranked = [[self._answer(h) for h in image] for image in hypotheses]
+        else:
+            ranked = [self._rank(_one(initial, i), prompt, given) for i, prompt in enumerate(prompts)]
+        timings = {"read": read - started, "encode": encoded - read, "decode": time.perf_counter() - encoded}
+        return [Answer(a[0].text, a[0].score, a[0].tokens, tuple(a[1:]), timings) for a in ranked]
+
+    def options(self, **overrides: Any) -> DecodeOptions:
+        """The bundle's default options with some replaced.
+
+        Raises:
+            UsageError: an option that cannot be meant.
+        """
+        return DecodeOptions.from_manifest(self.spec.defaults, **overrides)
+
+    @property
+    def step_model(self) -> StepModel:
+        """The decoder's step, bound to its session."""
+        if self._step is None:
+            self._step = StepModel(self.spec, self.sessions.get(self.spec.step))
+        return self._step
+
+    def _read(self, questions: Sequence[str]) -> tuple[dict[str, Array], list[list[int]]]:
+        """The questions as an input of the chain, or as what the decoder continues."""
+        if not all(question.strip() for question in questions):
+            raise UsageError("an empty question has no answer", 'vlrt run answer photo.jpg "what is this?"')
+        asked = [self.answer_spec.template.format(question) for question in questions]
+        start = list(self.spec.start_ids)
+        if self.answer_spec.question == "encoder":
+            return {self.codec.spec.input: self.codec.encode(asked)}, [start] * len(asked)
+        return {}, [self.codec.prompt_ids(start, text) for text in asked]
+
+    def _answer(self, hypothesis: Hypothesis) -> Answer:
+        ids = tuple(int(i) for i in hypothesis.tokens)
+        spoken = ids[:-1] if ids and ids[-1] in self.spec.end_ids else ids
+        return Answer(self.codec.decode(spoken), float(hypothesis.score), ids)
+
+    def _rank(self, initial: Mapping[str, Array], prompt: Sequence[int], answers: Sequence[str]) -> list[Answer]:
+        """Given answers, likeliest first.
+
+        Source: salesforce/BLIP ``BLIP_VQA.rank_answer`` with every answer among its candidates.
+        """
+        ids = [(*self.codec.prompt_ids((), answer), self.spec.end_ids[0]) for answer in answers]
+        scores = score_continuations(self.step_model, initial, prompt, ids)
+        found = [Answer(text, score, tokens) for text, score, tokens in zip(answers, scores, ids)]
+        return sorted(found, key=lambda answer: -answer.score)
+
+
+def _distinct(answers: Iterable[str]) -> list[str]:
+    found = list(dict.fromkeys(answer.strip() for answer in answers))
+    if not found or not all(found):
+        raise UsageError("an empty answer cannot be ranked", '--answers "one, two, three"')
+    return found
+
+
+def _one(initial: Mapping[str, Array], image: int) -> dict[str, Array]:
+    return {name: array[image : image + 1] for name, array in initial.items()}
