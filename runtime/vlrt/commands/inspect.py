@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import click
 
@@ -52,4 +53,9 @@ def _print(opened: Bundle, found: Manifest) -> None:
 
 
 def _shapes(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{spec.name} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+    """Tensors of every layer, `key.0` and so on, are shown once."""
+    shown: dict[str, str] = {}
+    for spec in specs:
+        name = re.sub(r"\.\d+$", ".*", spec.name)
+        shown.setdefault(name, f"{name} [{', '.join(map(str, spec.shape))}]")
+    return ", ".join(shown.values())
