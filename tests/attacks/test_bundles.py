@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vlrt import cli, manifest
 from vlrt.bundle import Bundle
 from vlrt.engines import Sessions
-from vlrt.errors import BundleError, EngineError
+from vlrt.errors import BundleError, EngineError, VlrtError
 from vlrt.onnx_files import external_files
 from vlrt.tasks.caption import Captioner
 from vlrt.text import TextCodec
@@ -172,6 +172,35 @@ def test_graphs_of_noise_never_get_further_than_a_refusal(tiny: ModuleType, tiny
         path.write_bytes(random.bytes(length))
         tiny.reseal(tiny_copy)
         refused(tiny_copy, r"`image_encoder\.onnx` ")
+
+
+@pytest.mark.parametrize("role", ["image_encoder", "caption_memory", "caption_step"])
+def test_flipped_bits_under_a_manifest_that_fits_end_in_a_caption_or_a_refusal(
+    tiny: ModuleType, tiny_copy: Path, role: str
+) -> None:
+    path = tiny_copy / f"{role}.onnx"
+    whole = path.read_bytes()
+    random = np.random.default_rng(len(role))
+    refused = 0
+    for _ in range(40):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), 3):
+            data[place] ^= 1 << random.integers(0, 8)
+        path.write_bytes(data)
+        tiny.reseal(tiny_copy)
+        try:
+            Captioner(Bundle.open(tiny_copy))(np.zeros((8, 8, 3), np.uint8))
+        except VlrtError:
+            refused += 1
+    assert refused
+
+
+def test_names_of_axes_that_are_not_utf8(tiny: ModuleType, tiny_copy: Path) -> None:
+    path = tiny_copy / "image_encoder.onnx"
+    path.write_bytes(path.read_bytes().replace(b"batch", b"ba\xf4ch"))
+    tiny.reseal(tiny_copy)
+    with pytest.raises(BundleError, match=r"not UTF-8|cannot be loaded"):
+        Sessions(Bundle.open(tiny_copy)).get("image_encoder")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,10 @@ class OnnxRuntimeSession:
             what = f"`{path.name}` cannot be loaded by onnxruntime: {_first_line(error)}"
             raise BundleError(what, "copy the bundle again, or export it again") from None
         _check_provider(self._session, options.device)
-        _check_signature(self._session, spec)
+        try:
+            _check_signature(self._session, spec)
+        except UnicodeDecodeError:
+            raise BundleError(f"`{path.name}` has names that are not UTF-8", "do not trust this bundle") from None
         self._names = [tensor.name for tensor in spec.outputs]
 
     def run(self, **arrays: Array) -> dict[str, Array]:
