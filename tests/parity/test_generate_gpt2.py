@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from vlrt.decode import DecodeOptions, Hypothesis, Loop, LoopShape, RowTensor, StepBuffers, Task, decode
-
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
 
 VOCABULARY, WIDTH, HEADS, LAYERS, POSITIONS = 61, 32, 4, 2, 48
 END = 7

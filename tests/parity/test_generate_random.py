@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from vlrt import _C
-
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
 
 SEEDS = [0, 1, 1234, 2**31, 2**32 - 1, 2**40 + 7]
 SIZES = [1, 2, 3, 8, 15, 16, 17, 24, 31, 32, 100, 1000, 1001]
