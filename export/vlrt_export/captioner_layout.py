@@ -70,6 +70,10 @@ def open_captioner_folder(source: str | Path) -> CaptionerFolder:
     Raises:
         VlrtError: it is none, or something in it is missing or damaged.
     """
+    path = Path(source).expanduser()
+    if path.exists() and not is_captioner_folder(path):
+        what = f"`{path.name}` is not a captioner's folder: it lacks `{ENCODER}`"
+        raise VlrtError(what, f"expected `{ENCODER}`, the decoder's safetensors, `config.json` and `tokenizer.json`")
     return CaptionerFolder(open_checkpoint(source, weights=ENCODER, patterns=("*.safetensors", "*.json", "*.md")))
 
 

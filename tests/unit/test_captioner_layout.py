@@ -217,6 +217,8 @@ def test_a_folder_of_another_kind_says_what_was_expected(tmp_path: Path) -> None
     with pytest.raises(VlrtError, match="no layout we know") as caught:
         show_attend_tell.build(_request("show-attend-tell", source=str(tmp_path)))
     assert "encoder.safetensors" in caught.value.hint
+    with pytest.raises(VlrtError, match="not a captioner's folder"):
+        show_and_tell.build(_request("show-and-tell", source=str(tmp_path)))
 
 
 def test_random_weights_depend_on_the_seed_alone() -> None:
