@@ -21,9 +21,10 @@ import numpy as np
 import vlrt
 from vlrt import zoo
 from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions
 from vlrt.embedding import DualEncoder
 from vlrt.engines import EngineOptions
-from vlrt.errors import UsageError
+from vlrt.errors import UsageError, VlrtError
 from vlrt.image import load, preprocess
 from vlrt.tasks.caption import Captioner
 from vlrt.verify import SENTENCES, synthetic_picture
@@ -175,7 +176,8 @@ def bench(
     Raises:
         VlrtError: as `vlrt.load` does.
     """
-    image = photograph or _synthetic_jpeg()
+    image = _synthetic_jpeg() if photograph is None else photograph
+    _check(task, model, options, image)
     progress("whole processes")
     processes = _whole_processes(task, model, engine, options, image)
     progress("load")
@@ -219,6 +221,14 @@ def bench(
     )
 
 
+def _check(task: str, model: str | None, options: BenchOptions, image: bytes) -> None:
+    """Finds out before minutes of measuring what would fail in them."""
+    load(image)
+    decode = zoo.resolve(model, task).manifest.decode
+    if task == "caption" and decode is not None:
+        DecodeOptions.from_manifest(decode.defaults, **options.decode)
+
+
 def _throughput(probe: CaptionProbe | EmbedProbe, images: Sequence[bytes], options: BenchOptions) -> float:
     """Photographs per second: the median over runs."""
     probe.run(images)
@@ -253,7 +263,9 @@ def _timed(command: Sequence[str], times: int) -> Iterator[float]:
         started = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UsageError(f"the command under test failed: {done.stderr.strip().splitlines()[-1]}")
+            lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+            why = lines[0].removeprefix("error: ") if lines else f"exit code {done.returncode}"
+            raise VlrtError(f"the command under test failed: {why}", " ".join(command[3:]))
         if attempt:  # the first one warms the disk
             yield time.perf_counter() - started
 

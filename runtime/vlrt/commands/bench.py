@@ -50,6 +50,7 @@ def bench(
     decode = {} if num_beams is None else {"num_beams": num_beams}
     options = BenchOptions(batches=_sizes(batches), decode=decode, **counts)
     photograph = _read(image) if image else None
+    _check_targets(target, plot)
     report = bench(task, model, EngineOptions(device, threads), options, photograph, _say)
     if target != "-":
         _print(report)
@@ -59,6 +60,16 @@ def bench(
         from vlrt.drawing import save
 
         save(_draw(report), plot)
+
+
+def _check_targets(target: str | None, plot: Path | None) -> None:
+    """Finds out before minutes of measuring where the report could not be written after them."""
+    if plot is not None:
+        from vlrt.drawing import check_target
+
+        check_target(plot)
+    if target is not None and target != "-" and not Path(target).parent.is_dir():
+        raise UsageError(f"the folder of `{target}` does not exist", "make it first")
 
 
 def _say(line: str) -> None:
