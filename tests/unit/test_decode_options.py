@@ -90,6 +90,15 @@ def test_an_unknown_option_gets_the_nearest_name() -> None:
     assert caught.value.hint == "did you mean `num_beams`?"
 
 
+def test_another_rule_brings_its_own_length_penalty() -> None:
+    defaults = {"num_beams": 3, "length_penalty": 0.7, "early_stopping": True}
+    classic = DecodeOptions.from_manifest(defaults, rule="classic")
+    assert (classic.num_beams, classic.length_penalty, classic.early_stopping) == (3, 0.0, False)
+    assert DecodeOptions.from_manifest(defaults, rule="classic", length_penalty=0.5).length_penalty == 0.5
+    assert DecodeOptions.from_manifest(defaults, rule="hf").length_penalty == 0.7
+    assert DecodeOptions.from_manifest({"rule": "classic", "length_penalty": 0.0}, rule="hf").length_penalty == 1.0
+
+
 def test_warpers_of_the_bundle_go_with_its_sampling() -> None:
     defaults = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
     assert DecodeOptions.from_manifest(defaults).temperature == 0.7

@@ -15,6 +15,7 @@ _INTEGERS = (
     *("top_k", "no_repeat_ngram_size", "seed"),
 )
 _REALS = ("length_penalty", "temperature", "top_p", "min_p", "typical_p", "repetition_penalty")
+_OF_RULE = ("rule", "length_penalty", "early_stopping")
 _WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
@@ -77,6 +78,8 @@ class DecodeOptions:
     def from_manifest(cls, defaults: Mapping[str, Any], **overrides: Any) -> DecodeOptions:
         """A bundle's defaults, replaced by `overrides`; an override of `None` keeps the default.
 
+        Another `rule` than the bundle's brings its own `length_penalty` and `early_stopping`: ``classic`` 0.
+
         Raises:
             UsageError: an unknown option, or one that the class refuses.
         """
@@ -87,6 +90,10 @@ class DecodeOptions:
                 near = difflib.get_close_matches(name, names, 1)
                 hint = f"did you mean `{near[0]}`?" if near else ""
                 raise UsageError(f"unknown decoding option `{name}`", hint)
+        if "rule" in given and given["rule"] != defaults.get("rule", cls.rule):
+            # A length penalty is tuned for one rule; the other starts from its own: plain sums, or transformers'.
+            defaults = {name: value for name, value in defaults.items() if name not in _OF_RULE}
+            given = ({"length_penalty": 0.0} if given["rule"] == "classic" else {}) | given
         merged = {**defaults, **given}
         if not merged.get("do_sample", False):
             # Where a bundle samples by default and a user switches that off, its warpers go with it.
