@@ -99,6 +99,9 @@ class Answerer:
         encoded = time.perf_counter()
         if given is None:
             hypotheses = generate(self.step_model, initial, chosen, prompts=prompts)
+            if not all(hypotheses):
+                what = f"the model of `{self.bundle.name}` gives no word a probability, so there is no answer"
+                raise BundleError(what, "relax the options that forbid words, or export the bundle again")
             ranked = [[self._answer(h) for h in image] for image in hypotheses]
         else:
             ranked = [self._rank(_one(initial, i), prompt, given) for i, prompt in enumerate(prompts)]
@@ -124,7 +127,7 @@ class Answerer:
         """The questions as an input of the chain, or as what the decoder continues."""
         if not all(question.strip() for question in questions):
             raise UsageError("an empty question has no answer", 'vlrt run answer photo.jpg "what is this?"')
-        asked = [self.answer_spec.template.format(question) for question in questions]
+        asked = [self.answer_spec.template.replace("{}", question) for question in questions]
         start = list(self.spec.start_ids)
         if self.answer_spec.question == "encoder":
             return {self.codec.spec.input: self.codec.encode(asked)}, [start] * len(asked)
