@@ -91,7 +91,8 @@ def _question(bundle: Bundle) -> dict[str, Array]:
     """The input of a chain that also reads a question."""
     described = bundle.manifest
     if described.text and described.answer and described.answer.question == "encoder":
-        return {described.text.input: TextCodec.open(bundle).encode([described.answer.template.replace("{}", QUESTION)])}
+        asked = described.answer.template.replace("{}", QUESTION)
+        return {described.text.input: TextCodec.open(bundle).encode([asked])}
     return {}
 
 
