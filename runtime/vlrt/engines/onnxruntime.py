@@ -129,10 +129,10 @@ def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
 
 def _check_provider(session: Any, device: str) -> None:
     """Sees that the session runs where it was asked to: a provider whose libraries do not load is only left out."""
-    name, install = PROVIDERS[device.partition(":")[0]]
+    name, _ = PROVIDERS[device.partition(":")[0]]
     if name not in session.get_providers():
         what = f"device `{device}` cannot be used: {name} did not start"
-        raise EngineError(what, f"are its driver and libraries there? else: {install}")
+        raise EngineError(what, "install the driver and libraries that its log above misses, or use `--device cpu`")
 
 
 def _check_signature(session: Any, spec: GraphSpec) -> None:
