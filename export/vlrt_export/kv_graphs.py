@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from vlrt.manifest import StateSpec
 from vlrt_export.graph import Graph
 from vlrt_export.modules.attention_kv import KeysValues, Places
-from vlrt_export.modules.gpt2 import DecoderSizes
 
 STEP, MEMORY, MASK = "decoder_step", "decoder_memory", "memory_mask"
 
-_CALLS: Sequence[tuple[int, int, tuple[int, ...], int]] = (
+_Call = tuple[int, int, tuple[int, ...], int]
+_CALLS: Sequence[_Call] = (
     (2, 3, (1,), 4),  # three beams of two images, one token each
     (1, 1, (3,), 0),
     (3, 1, (2, 4, 1), 0),  # prompts of different lengths
@@ -26,10 +26,27 @@ _CALLS: Sequence[tuple[int, int, tuple[int, ...], int]] = (
 """Images, rows per image, new tokens by row, and most earlier ones, of the step's cases."""
 
 
+class KvSizes(Protocol):
+    """What the graphs need of a decoder's sizes; see `vlrt_export.modules.gpt2.DecoderSizes`."""
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def head_width(self) -> int: ...
+
+
 class KvDecoder(Protocol):
     """What the graphs need of a decoder; see `vlrt_export.modules.gpt2.Gpt2`."""
 
-    sizes: DecoderSizes
+    @property
+    def sizes(self) -> KvSizes: ...
 
     def memory(self, states: Tensor) -> list[KeysValues]: ...
 
@@ -44,6 +61,27 @@ class KvDecoder(Protocol):
         memory: list[KeysValues] | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, list[KeysValues]]: ...
+
+
+class PrefixedDecoder(KvDecoder, Protocol):
+    """A decoder whose first positions an image may take; see `vlrt_export.modules.opt.Opt`."""
+
+    def embed_prefixed(self, prefix: Tensor, token: Tensor, position: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Embeddings [B, Q, C] of an image that stand before the words, in the place of Q ids that count for nothing.
+
+    Args:
+        input: their name, as an earlier graph of the chain gives them.
+        length: Q.
+        width: C.
+    """
+
+    input: str
+    length: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -82,10 +120,11 @@ class _Memory(nn.Module):
 class _Step(nn.Module):
     """One call of a decoder with its states as a flat list: prefill of whole prompts, and every step after it."""
 
-    def __init__(self, decoder: KvDecoder, masked: bool) -> None:
+    def __init__(self, decoder: KvDecoder, masked: bool, prefixed: bool) -> None:
         super().__init__()
         self.decoder = decoder
         self.masked = masked
+        self.prefixed = prefixed
 
     def forward(
         self,
@@ -98,9 +137,12 @@ class _Step(nn.Module):
     ) -> tuple[Tensor, ...]:
         layers = self.decoder.sizes.layers
         mask = states[0] if self.masked else None
-        pairs = _pairs(states[1:] if self.masked else states)
+        pairs = _pairs(states[self.masked + self.prefixed :])
         past, memory = pairs[:layers], pairs[layers:] or None
-        embedded = self.decoder.embed(token, position)
+        if self.prefixed:
+            embedded = cast(PrefixedDecoder, self.decoder).embed_prefixed(states[self.masked], token, position)
+        else:
+            embedded = self.decoder.embed(token, position)
         logits, present = self.decoder(embedded, new_length, Places(last_position, total_length), past, memory, mask)
         return logits, *_flat(present)
 
@@ -123,10 +165,10 @@ def memory_graph(decoder: KvDecoder, memory: Memory, tolerance: float) -> Graph:
     )
 
 
-def step_graph(decoder: KvDecoder, memory: Memory | None, tolerance: float) -> Graph:
+def step_graph(decoder: KvDecoder, memory: Memory | None, tolerance: float, prefix: Prefix | None = None) -> Graph:
     """One call over R = B·k rows of W tokens against in-place caches and the memories of B images."""
-    module = _Step(decoder, bool(memory and memory.masked)).eval()
-    cases = [_case(decoder, memory, *call) for call in _CALLS]
+    module = _Step(decoder, bool(memory and memory.masked), prefix is not None).eval()
+    cases = [_case(decoder, memory, prefix, call) for call in _CALLS]
     rows, caches = {0: "rows"}, _names("", decoder.sizes.layers)
     dynamic: dict[str, Mapping[int, str]] = {"token": {0: "rows", 1: "width"}, "position": {0: "rows", 1: "width"}}
     dynamic |= dict.fromkeys(("new_length", "last_position"), rows)
@@ -136,6 +178,8 @@ def step_graph(decoder: KvDecoder, memory: Memory | None, tolerance: float) -> G
         dynamic |= {name: _memory_axes(name, memory) for name in _names("memory_", decoder.sizes.layers)}
     if memory and memory.masked:
         dynamic[MASK] = {0: "images", 1: "length"}
+    if prefix:
+        dynamic[prefix.input] = {0: "images"}
     presents = tuple(f"next_{name}" for name in caches)
     return Graph(
         role=STEP,
@@ -151,12 +195,13 @@ def step_graph(decoder: KvDecoder, memory: Memory | None, tolerance: float) -> G
     )
 
 
-def states(decoder: KvDecoder, memory: Memory | None) -> tuple[StateSpec, ...]:
-    """The manifest's states: caches, and what cross-attention reads."""
+def states(decoder: KvDecoder, memory: Memory | None, prefix: Prefix | None = None) -> tuple[StateSpec, ...]:
+    """The manifest's states: caches, what cross-attention reads, and an image's prefix."""
     caches = [StateSpec("kv", name, f"next_{name}") for name in _names("", decoder.sizes.layers)]
     read = [StateSpec("memory", name) for name in _names("memory_", decoder.sizes.layers)] if memory else []
     mask = [StateSpec("memory", MASK)] if memory and memory.masked else []
-    return (*caches, *read, *mask)
+    first = [StateSpec("memory", prefix.input)] if prefix else []
+    return (*caches, *read, *mask, *first)
 
 
 def _names(prefix: str, layers: int) -> tuple[str, ...]:
@@ -177,10 +222,9 @@ def _pairs(tensors: Sequence[Tensor]) -> list[KeysValues]:
     return [KeysValues(keys, values) for keys, values in zip(tensors[::2], tensors[1::2])]
 
 
-def _case(
-    decoder: KvDecoder, memory: Memory | None, images: int, beams: int, new: tuple[int, ...], most: int
-) -> dict[str, Tensor]:
+def _case(decoder: KvDecoder, memory: Memory | None, prefix: Prefix | None, call: _Call) -> dict[str, Tensor]:
     """Random inputs of one call; where `most` is not 0, rows have different pasts, `most` of them the longest."""
+    images, beams, new, most = call
     sizes, rows, width = decoder.sizes, images * beams, max(new)
     generator = torch.Generator().manual_seed(100 * rows + width)
     past = torch.tensor([max(most - row, 1) if most else 0 for row in range(rows)], dtype=torch.int32)
@@ -195,6 +239,8 @@ def _case(
     if memory and memory.masked:
         case[MASK] = torch.zeros(images, 3 + images)
         case[MASK][1:, -1] = -1e9
+    if prefix:
+        case[prefix.input] = _normal(images, prefix.length, prefix.width, seed=images)
     positions = 5 + width
     for name in _names("", sizes.layers):
         case[name] = torch.randn(rows, sizes.heads, positions, sizes.head_width, generator=generator)

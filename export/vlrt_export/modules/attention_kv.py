@@ -18,10 +18,12 @@ class Places:
     Args:
         last: position of each row's last token, [R] int32.
         longest: most positions that any row has filled after the call, [1] int32.
+        bias: added to the scores, [R, H, W, `longest`], for models whose places are distances.
     """
 
     last: Tensor
     longest: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ def _operator(
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": heads}
     if scale is not None:
         attributes["scale"] = scale
+    # The operator's inputs between these are for rotary positions.
+    more = [] if places.bias is None else [None, None, None, places.bias]
     mixed, keys, values = torch.onnx.ops.symbolic_multi_out(
         _OPERATOR,
-        [query, key, value, past.keys, past.values, places.last, places.longest],
+        [query, key, value, past.keys, past.values, places.last, places.longest, *more],
         attributes,
         dtypes=[query.dtype] * 3,
         shapes=[query.shape, past.keys.shape, past.values.shape],
@@ -90,6 +94,8 @@ def _eager(
     keys[rows, :, columns] = k.transpose(1, 2)
     values[rows, :, columns] = v.transpose(1, 2)
     scores = (q @ keys.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if places.bias is not None:
+        scores[..., : places.bias.shape[-1]] += places.bias
     unseen = torch.arange(keys.shape[2]) > columns[:, None, :, None]
     weights = scores.masked_fill(unseen, -torch.inf).softmax(-1)
     # Unfilled places may hold anything, also what is not a number; zero times that is not zero.
@@ -97,17 +103,18 @@ def _eager(
     return join_heads(weights @ filled), KeysValues(keys, values)
 
 
-def memory_keys_values(keys: Tensor, values: Tensor, heads: int) -> KeysValues:
+def memory_keys_values(keys: Tensor, values: Tensor, heads: int, scale: float | None = None) -> KeysValues:
     """Lays out what cross-attention reads at every step, once per image.
 
     Args:
         keys, values: projections of the memory, [B, S, H·D].
+        scale: of the dot products; 1/√D where `None`.
 
     Returns:
-        Keys, scaled by 1/√D and transposed, [B, H, D, S], and values [B, H, S, D].
+        Keys, scaled and transposed, [B, H, D, S], and values [B, H, S, D].
     """
     split = split_heads(keys, heads)
-    scaled = split * split.shape[-1] ** -0.5
+    scaled = split * (split.shape[-1] ** -0.5 if scale is None else scale)
     return KeysValues(scaled.transpose(2, 3).contiguous(), split_heads(values, heads).contiguous())
 
 
@@ -129,6 +136,23 @@ def cross_attention(query: Tensor, memory: KeysValues, mask: Tensor | None = Non
         scores = scores + mask[:, None, None, :]
     mixed = (scores.softmax(-1) @ memory.values).transpose(1, 2)
     return mixed.reshape(query.shape)
+
+
+def place_prefix(words: Tensor, prefix: Tensor, position: Tensor) -> Tensor:
+    """Puts an image's prefix where the first positions of its rows are; the ids that stand there count for nothing.
+
+    Args:
+        words: embeddings of tokens, [B·k, W, C], an image's k rows neighbours.
+        prefix: [B, Q, C], never expanded.
+        position: of each token, [B·k, W].
+
+    Returns:
+        [B·k, W, C]: the prefix below position Q, `words` from there on.
+    """
+    images, length, width = prefix.shape
+    place = position.reshape(images, -1, 1).clamp(max=length - 1)
+    found = prefix.gather(1, place.expand(-1, -1, width)).reshape(words.shape)
+    return torch.where((position < length)[..., None], found, words)
 
 
 def last_tokens(hidden: Tensor, new_length: Tensor) -> Tensor:
