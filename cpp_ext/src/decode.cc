@@ -37,14 +37,10 @@ std::size_t sequences_per_image(const SearchOptions& search) {
 }
 
 std::unique_ptr<Search> make_search(const Request& request) {
-  if (request.search.num_beams > 1 || request.search.rule == Rule::kClassic) {
+  if (request.search.uses_beams()) {
     return std::make_unique<BeamSearch>(request.search);
   }
   return std::make_unique<Sequences>(request.search, request.logits.renormalize);
-}
-
-bool is_beam_search(const Request& request) {
-  return request.search.num_beams > 1 || request.search.rule == Rule::kClassic;
 }
 
 void check_rows(const std::vector<NamedRow>& specs, const std::vector<std::span<const std::byte>>& given,
@@ -100,7 +96,7 @@ void Decoder::check(const Request& request) const {
       search.max_new_tokens > shape_.max_steps || images * sequences_per_image(search) > shape_.max_rows) {
     throw std::invalid_argument("search options do not fit the decoder's buffers");
   }
-  if (is_beam_search(request) && search.num_return_sequences > search.num_beams) {
+  if (request.search.uses_beams() && search.num_return_sequences > search.num_beams) {
     throw std::invalid_argument("more sequences to return than beams");
   }
   for (const Ids& prompt : request.prompts) {
@@ -248,185 +244,6 @@ void Decoder::fill_lengths(const StepSize& size) {
 
 void Decoder::keep_records(std::size_t step, std::size_t rows) {
   for (std::size_t i = 0; i < records_.size(); ++i) trellis_.keep(i, step, records_[i].data(), rows);
-}
-
-// Images take their turn in the order they were given in, so that draws do not depend on who has finished.
-void Decoder::choose(const Request& request, std::size_t step) {
-  for (std::size_t image = 0; image < searches_.size(); ++image) {
-    Search& search = *searches_[image];
-    if (live_[image] == 0) {
-      search.skip(shape_.vocabulary, sampling_);
-      continue;
-    }
-    try {
-      read_scores(search, image, request, step);
-      search.advance(score_rows_, step, trellis_, sampling_);
-    } catch (const std::domain_error& error) {
-      const std::string where = "image " + std::to_string(image) + ", new token " + std::to_string(step);
-      throw ScoreError(where + ": " + error.what());
-    }
-  }
-}
-
-void Decoder::read_scores(const Search& search, std::size_t image, const Request& request, std::size_t step) {
-  score_rows_.clear();
-  const Ids& prompt = request.prompts[image];
-  for (const Beam& beam : search.beams()) {
-    // Before the first fan-out all sequences of an image share a row.
-    if (!score_rows_.empty() && step == 0) {
-      score_rows_.push_back(score_rows_.front());
-      continue;
-    }
-    history_.clear();
-    if (processors_->active()) {
-      history_.assign(prompt.begin(), prompt.end());
-      if (processors_->reads_history()) {
-        trellis_.tokens(beam.node, history_);
-      } else {
-        history_.resize(prompt.size() + step);
-      }
-    }
-    score_rows_.push_back(read_row(beam.row, request, {history_, prompt.size()}));
-  }
-}
-
-// In beam search rules act on log-probabilities, elsewhere on logits. Where they only mask, subtracting the
-// normalizer waits for the few candidates that are looked at.
-ScoreRow Decoder::read_row(std::int32_t row, const Request& request, const History& history) {
-  const std::size_t vocabulary = shape_.vocabulary;
-  const std::span raw(logits() + at(row) * vocabulary, vocabulary);
-  const std::span maxima(maxima_.as<float>() + at(row) * block_count(vocabulary), block_count(vocabulary));
-  const Normalizer normalizer = normalize(raw, maxima);
-  if (!std::isfinite(normalizer.log_sum)) throw std::domain_error("logits are not finite");
-  if (!processors_->active()) return {raw, normalizer, maxima, raw, normalizer};
-  if (!is_beam_search(request)) {
-    const std::span processed(processed_.as<float>() + at(row) * vocabulary, vocabulary);
-    std::copy(raw.begin(), raw.end(), processed.begin());
-    processors_->apply(processed, history);
-    return {processed, normalizer, maxima, raw, normalizer};
-  }
-  if (!processors_->rewrites()) {
-    processors_->apply(raw, history);
-    return {raw, normalizer, maxima, raw, normalizer};
-  }
-  subtract(raw, normalizer);
-  processors_->apply(raw, history);
-  block_maxima(raw, maxima);
-  return {raw, {}, maxima, raw, {}};
-}
-
-void Decoder::stream(const Callbacks& callbacks) {
-  if (!callbacks.on_token) return;
-  for (std::size_t image = 0; image < searches_.size(); ++image) {
-    if (live_[image] == 0) continue;
-    const Search& search = *searches_[image];
-    if (search.done()) {
-      const auto outcomes = search.outcomes(trellis_);
-      if (!outcomes.empty()) emit(image, outcomes[0].node, trellis_.depth(outcomes[0].node), callbacks);
-      continue;
-    }
-    nodes_.clear();
-    search.candidates(nodes_);
-    emit(image, nodes_.front(), trellis_.agreed(nodes_), callbacks);
-  }
-}
-
-void Decoder::emit(std::size_t image, std::int32_t node, std::size_t until, const Callbacks& callbacks) {
-  if (until <= emitted_[image]) return;
-  history_.clear();
-  trellis_.tokens(node, history_);
-  while (emitted_[image] < until) callbacks.on_token(image, history_[emitted_[image]++]);
-}
-
-// The last slot takes the place of a finished one, so that at most one image moves for each.
-void Decoder::drop_finished_images() {
-  for (std::size_t slot = 0; slot < slots_.size();) {
-    const std::size_t image = at(slots_[slot]);
-    if (!searches_[image]->done()) {
-      ++slot;
-      continue;
-    }
-    live_[image] = 0;
-    const std::size_t last = slots_.size() - 1;
-    for (ImageMemory& memory : memory_) memory.move(last, slot);
-    slots_[slot] = slots_[last];
-    slots_.pop_back();
-  }
-}
-
-// Every live image gets as many rows as the widest needs; beams stay in their parent's row where they can.
-void Decoder::lay_out_rows() {
-  const std::size_t rows_before = filled_.size();
-  rows_per_image_ = 1;
-  for (const std::int32_t image : slots_) {
-    rows_per_image_ = std::max(rows_per_image_, searches_[at(image)]->beams().size());
-  }
-  parents_.resize(row_count());
-  std::fill(taken_.begin(), taken_.end(), char{0});
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) place_beams(slot, rows_before);
-  const auto moves = moves_.plan(parents_);
-  for (KvCache& cache : caches_) cache.apply(moves, filled_);
-  for (RecurrentState& state : recurrent_) state.select(parents_);
-  next_filled_.resize(row_count());
-  for (std::size_t row = 0; row < row_count(); ++row) next_filled_[row] = filled_[at(parents_[row])];
-  filled_.swap(next_filled_);
-}
-
-void Decoder::place_beams(std::size_t slot, std::size_t rows_before) {
-  const std::size_t begin = slot * rows_per_image_, end = begin + rows_per_image_;
-  const std::span<Beam> beams = searches_[at(slots_[slot])]->beams();
-  const std::int32_t any_parent = beams.front().row;
-  // First those that may stay, marked by a row of their own; the rest fill what is free.
-  for (Beam& beam : beams) {
-    const std::size_t parent = at(beam.row);
-    if (parent < begin || parent >= end || taken_[parent] != 0) continue;
-    taken_[parent] = 1;
-    parents_[parent] = beam.row;
-    beam.row = -1 - beam.row;
-  }
-  std::size_t free = begin;
-  for (Beam& beam : beams) {
-    if (beam.row < 0) {
-      beam.row = -1 - beam.row;
-      continue;
-    }
-    while (taken_[free] != 0) ++free;
-    taken_[free] = 1;
-    parents_[free] = beam.row;
-    beam.row = static_cast<std::int32_t>(free);
-  }
-  // Rows without a beam still run; whatever state they hold must only be a valid one.
-  for (std::size_t row = begin; row < end; ++row) {
-    if (taken_[row] == 0) parents_[row] = row < rows_before ? static_cast<std::int32_t>(row) : any_parent;
-  }
-}
-
-void Decoder::fill_tokens() {
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    const std::span<const Beam> beams = std::as_const(*searches_[at(slots_[slot])]).beams();
-    for (std::size_t row = slot * rows_per_image_; row < (slot + 1) * rows_per_image_; ++row) {
-      tokens()[row] = beams.front().token;
-      new_lengths()[row] = 1;
-    }
-    for (const Beam& beam : beams) tokens()[beam.row] = beam.token;
-  }
-}
-
-std::vector<Hypothesis> Decoder::gather(const Search& search, bool with_records) const {
-  std::vector<Hypothesis> hypotheses;
-  for (const Outcome& outcome : search.outcomes(trellis_)) {
-    Hypothesis hypothesis;
-    trellis_.tokens(outcome.node, hypothesis.tokens);
-    hypothesis.score = outcome.score;
-    hypothesis.log_probability = outcome.log_probability;
-    hypothesis.finished = outcome.finished;
-    for (std::size_t i = 0; with_records && i < records_.size(); ++i) {
-      hypothesis.records.emplace_back(hypothesis.tokens.size() * trellis_.record_bytes(i));
-      trellis_.record(i, outcome.node, hypothesis.records.back().data());
-    }
-    hypotheses.push_back(std::move(hypothesis));
-  }
-  return hypotheses;
 }
 
 }  // namespace vlrt

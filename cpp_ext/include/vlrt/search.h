@@ -26,6 +26,7 @@ struct SearchOptions {
   bool do_sample = false;
   Ids end_ids;
 
+  bool uses_beams() const { return num_beams > 1 || rule == Rule::kClassic; }
   bool ends(std::int32_t token) const;
   // log p / length^penalty (Wu et al. 2016 without the constants, as transformers has it), in float as there.
   float normalized(float log_probability, std::size_t length) const;

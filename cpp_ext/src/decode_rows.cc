@@ -1,0 +1,91 @@
+// How live hypotheses are laid out in rows as beams fork and images finish.
+#include <algorithm>
+#include <utility>
+
+#include "vlrt/decode.h"
+
+namespace vlrt {
+
+namespace {
+
+std::size_t at(std::int32_t index) {
+  return static_cast<std::size_t>(index);
+}
+
+}  // namespace
+
+// The last slot takes the place of a finished one, so that at most one image moves for each.
+void Decoder::drop_finished_images() {
+  for (std::size_t slot = 0; slot < slots_.size();) {
+    const std::size_t image = at(slots_[slot]);
+    if (!searches_[image]->done()) {
+      ++slot;
+      continue;
+    }
+    live_[image] = 0;
+    const std::size_t last = slots_.size() - 1;
+    for (ImageMemory& memory : memory_) memory.move(last, slot);
+    slots_[slot] = slots_[last];
+    slots_.pop_back();
+  }
+}
+
+// Every live image gets as many rows as the widest needs; beams stay in their parent's row where they can.
+void Decoder::lay_out_rows() {
+  const std::size_t rows_before = filled_.size();
+  rows_per_image_ = 1;
+  for (const std::int32_t image : slots_) {
+    rows_per_image_ = std::max(rows_per_image_, searches_[at(image)]->beams().size());
+  }
+  parents_.resize(row_count());
+  std::fill(taken_.begin(), taken_.end(), char{0});
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) place_beams(slot, rows_before);
+  const auto moves = moves_.plan(parents_);
+  for (KvCache& cache : caches_) cache.apply(moves, filled_);
+  for (RecurrentState& state : recurrent_) state.select(parents_);
+  next_filled_.resize(row_count());
+  for (std::size_t row = 0; row < row_count(); ++row) next_filled_[row] = filled_[at(parents_[row])];
+  filled_.swap(next_filled_);
+}
+
+void Decoder::place_beams(std::size_t slot, std::size_t rows_before) {
+  const std::size_t begin = slot * rows_per_image_, end = begin + rows_per_image_;
+  const std::span<Beam> beams = searches_[at(slots_[slot])]->beams();
+  const std::int32_t any_parent = beams.front().row;
+  // First those that may stay, marked by a row of their own; the rest fill what is free.
+  for (Beam& beam : beams) {
+    const std::size_t parent = at(beam.row);
+    if (parent < begin || parent >= end || taken_[parent] != 0) continue;
+    taken_[parent] = 1;
+    parents_[parent] = beam.row;
+    beam.row = -1 - beam.row;
+  }
+  std::size_t free = begin;
+  for (Beam& beam : beams) {
+    if (beam.row < 0) {
+      beam.row = -1 - beam.row;
+      continue;
+    }
+    while (taken_[free] != 0) ++free;
+    taken_[free] = 1;
+    parents_[free] = beam.row;
+    beam.row = static_cast<std::int32_t>(free);
+  }
+  // Rows without a beam still run; whatever state they hold must only be a valid one.
+  for (std::size_t row = begin; row < end; ++row) {
+    if (taken_[row] == 0) parents_[row] = row < rows_before ? static_cast<std::int32_t>(row) : any_parent;
+  }
+}
+
+void Decoder::fill_tokens() {
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const std::span<const Beam> beams = std::as_const(*searches_[at(slots_[slot])]).beams();
+    for (std::size_t row = slot * rows_per_image_; row < (slot + 1) * rows_per_image_; ++row) {
+      tokens()[row] = beams.front().token;
+      new_lengths()[row] = 1;
+    }
+    for (const Beam& beam : beams) tokens()[beam.row] = beam.token;
+  }
+}
+
+}  // namespace vlrt
