@@ -183,12 +183,6 @@ def test_an_input_that_nothing_fills_is_an_error() -> None:
         generate(model, chain_outputs(1), BEAMS)
 
 
-def test_a_state_that_grows_is_refused_when_the_model_opens() -> None:
-    states = (StateSpec("kv_concat", "past", "present"),)
-    with pytest.raises(BundleError, match="`past` grows by concatenation"):
-        StepModel(spec_of(states=states), AttentionSession())
-
-
 def test_a_failing_engine_leaves_the_model_usable() -> None:
     session = AttentionSession()
     model = StepModel(spec_of(), session)
