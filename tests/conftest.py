@@ -73,6 +73,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def reweighed() -> ModuleType:
+    """The module that gives exported graphs other weights; see `reweighed.py`."""
+    return _load_beside("reweighed")
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle of five graphs with random weights that captions, matches and searches. Do not change it."""
     folder = tmp_path_factory.mktemp("bundles") / "tiny"

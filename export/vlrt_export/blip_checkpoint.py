@@ -37,7 +37,7 @@ class BlipSizes:
 
 @dataclass(frozen=True)
 class BlipIds:
-    """Ids with a meaning: of the decoder's start, of a text's start and end, of padding."""
+    """Ids with a meaning: the decoder's start and end, padding, and what a stand-in tokenizer starts texts with."""
 
     bos: int
     cls: int

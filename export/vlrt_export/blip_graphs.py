@@ -150,10 +150,10 @@ def embed_spec(model: Blip) -> EmbedSpec | None:
     return EmbedSpec((ENCODER, IMAGE_EMBEDDING), (TEXT_ENCODER,), model.sizes.shared, _SCALE)
 
 
-def text_spec(model: Blip) -> TextSpec:
-    """Sentences between BERT's start and end, at most as long as the text transformer has positions."""
-    ids, sizes = model.ids, model.sizes.text
-    return TextSpec(FILE, sizes.positions, sizes.vocabulary, ids.pad, ids.cls, ids.sep, input=IDS)
+def text_spec(model: Blip, start: int, end: int) -> TextSpec:
+    """Sentences between the tokenizer's start and end, at most as long as the text transformer has positions."""
+    sizes = model.sizes.text
+    return TextSpec(FILE, sizes.positions, sizes.vocabulary, model.ids.pad, start, end, input=IDS)
 
 
 def _encoder(model: Blip) -> BertEncoder:

@@ -32,6 +32,18 @@ def find_tokenizer(checkpoint: Checkpoint | None, given: str | None, vocabulary:
     return tokenizer
 
 
+def start_and_end(tokenizer: Tokenizer, start: str, end: str) -> tuple[int, int]:
+    """Ids of the tokens that a text stands between.
+
+    Raises:
+        VlrtError: the tokenizer lacks one.
+    """
+    ids = [tokenizer.token_to_id(token) for token in (start, end)]
+    if None in ids:
+        raise VlrtError(f"the tokenizer lacks `{start}` or `{end}`", "give the model's own with `--tokenizer`")
+    return ids[0], ids[1]
+
+
 def stand_in(vocabulary: int, special: dict[int, str]) -> Tokenizer:
     """A WordPiece tokenizer of letters, of a vocabulary's size: random weights need ids, not words.
 

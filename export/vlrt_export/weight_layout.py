@@ -20,7 +20,7 @@ class Part:
     """One parameter of ours: the checkpoint's tensors, joined along their first axis.
 
     Args:
-        names: tensors in order.
+        names: tensors in order, of equal shape where there are several.
         transpose: swap the two axes of each first (`nn.Linear`'s [out, in] to `Dense`'s [in, out], joined on out).
         added: tensor [N, C] whose first row is added to every row, e.g. the embedding of token type 0.
         optional: zeros where the checkpoint has none of them, e.g. the bias of layers that may have none.
@@ -93,27 +93,26 @@ def names_of(*layouts: Layout) -> set[str]:
 def _read(part: Part, shape: torch.Size, tensors: Mapping[str, Tensor], where: str) -> nn.Parameter:
     if part.optional and not any(name in tensors for name in part.names):
         return nn.Parameter(torch.zeros(shape), requires_grad=False)
-    pieces = [_tensor(name, tensors, where) for name in part.names]
+    expected = list(shape)[::-1] if part.transpose else list(shape)
+    expected[0] //= len(part.names)
+    pieces = [_tensor(name, expected, tensors, where) for name in part.names]
     value = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     if part.transpose and value.ndim == 2:
         value = value.t()
-    if value.shape != shape:
-        got, names = [list(piece.shape) for piece in pieces], " and ".join(f"`{name}`" for name in part.names)
-        expected = list(shape)[::-1] if part.transpose else list(shape)
-        together = ", together" if len(pieces) > 1 else ""
-        what = f"{names} of `{where}` has shape {got[0] if len(got) == 1 else got}, expected {expected}{together}"
-        raise VlrtError(what, "check the sizes in `config.json`")
     if part.added:
-        value = value + _tensor(part.added, tensors, where)[0]
+        value = value + _tensor(part.added, None, tensors, where)[0]
     return nn.Parameter(value.contiguous(), requires_grad=False)
 
 
-def _tensor(name: str, tensors: Mapping[str, Tensor], where: str) -> Tensor:
+def _tensor(name: str, expected: list[int] | None, tensors: Mapping[str, Tensor], where: str) -> Tensor:
     if name not in tensors:
         raise VlrtError(f"`{where}` lacks the tensor `{name}`", "is a shard missing, or is it another model?")
     tensor = tensors[name]
     if not tensor.is_floating_point():
         raise VlrtError(f"`{name}` of `{where}` has dtype `{tensor.dtype}`, expected floating point")
+    if expected is not None and list(tensor.shape) != expected:
+        what = f"`{name}` of `{where}` has shape {list(tensor.shape)}, expected {expected}"
+        raise VlrtError(what, "check the sizes in `config.json`")
     return tensor.to(torch.float32)
 
 

@@ -14,7 +14,7 @@ from vlrt_export.checkpoints import Checkpoint, open_checkpoint
 from vlrt_export.generation import decode_defaults
 from vlrt_export.graph import Plan
 from vlrt_export.request import Request
-from vlrt_export.text_files import FILE, find_tokenizer, stand_in
+from vlrt_export.text_files import FILE, find_tokenizer, stand_in, start_and_end
 
 TASKS = {
     CAPTIONING: ("caption",),
@@ -50,7 +50,7 @@ def build(request: Request) -> Plan:
         graphs=blip_graphs.graphs(model, request.tolerance("graph", 1e-4)),
         source=_source(request, checkpoint),
         image=pixels,
-        text=blip_graphs.text_spec(model),
+        text=blip_graphs.text_spec(model, *start_and_end(tokenizer, "[CLS]", "[SEP]")),
         decode=blip_graphs.decode_spec(model, model.decoder, _defaults(checkpoint)) if model.decoder else None,
         embed=blip_graphs.embed_spec(model),
         answer=blip_graphs.answer_spec(model),
