@@ -126,8 +126,8 @@ def test_a_task_without_a_default(home: Path) -> None:
 
 
 def test_loading_by_task(tiny_bundle_folder: Path) -> None:
-    for task, name in tasks.TASKS.items():
-        assert type(vlrt.load(task, tiny_bundle_folder)).__name__ == name
+    for task in ("caption", "match", "search", "embed", "classify"):
+        assert type(vlrt.load(task, tiny_bundle_folder)).__name__ == tasks.TASKS[task]
     with pytest.raises(UsageError, match="there is no task `paint`") as caught:
         vlrt.load("paint")
     assert "`caption`" in caught.value.hint

@@ -181,9 +181,11 @@ class Progress:
     def __call__(self, done: int) -> None:
         """Told how many inputs are done; the first call says how many were done before."""
         now = time.monotonic()
+        finished = done >= self.total
         if self._skipped is None:
             self._skipped = done
-        finished = done >= self.total
+            if finished:
+                return
         if self.total < 2 or (not finished and now - self._shown < (0.1 if self._live else 10)):
             return
         if finished and not self._live and now - self._started < 10:
@@ -192,7 +194,8 @@ class Progress:
         rate = (done - self._skipped) / max(now - self._started, 1e-9)
         left = f", {_clock((self.total - done) / rate)} left" if rate and not finished else ""
         line = f"{done}/{self.total} {self.what}, {rate:.1f}/s{left}"
-        click.echo(f"\r{line:<60}" if self._live else line, err=True, nl=finished or not self._live)
+        # The cursor goes back to the start, so that an error does not begin behind the line but takes its place.
+        click.echo(f"{line:<60}\r" if self._live and not finished else line, err=True, nl=finished or not self._live)
 
 
 def _clock(seconds: float) -> str:
