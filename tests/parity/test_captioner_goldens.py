@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,16 @@ def test_embeddings_and_cosines_of_the_torch_modules(
 
 @pytest.fixture(scope="module")
 def bundles(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both models exported, with all their rungs."""
+    """Both models exported; the rung of captions is left out, since the goldens below say more."""
     folder = tmp_path_factory.mktemp("bundles")
     families = {"show_attend_tell": show_attend_tell, "show_and_tell": show_and_tell}
     found = {}
     for name, family in families.items():
         entry = Entry(name.replace("_", "-"), ("caption",), "")
         request = Request(name, entry, source=str(shared_dir / "captioner"))
-        write_bundle(family.build(request), folder / name)
+        plan = family.build(request)
+        pixels = [check for check in plan.checks if check.__name__ == "pixels"]
+        write_bundle(replace(plan, checks=pixels), folder / name)
         found[name] = folder / name
     return found
 
