@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import stat
@@ -30,6 +31,9 @@ MOST_PIXELS = 178_956_970
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM")
 _FURTHER = ("TIFF", "JPEG2000", "AVIF", "MPO")
 """Formats that are read. Pillow knows forty more, some of them programs (EPS runs Ghostscript), all of them rare."""
+
+# What Pillow finds wrong with a file it logs before it raises; without a handler that would go to the terminal.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

@@ -7,6 +7,7 @@ import resource
 import shutil
 import struct
 import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Callable
@@ -130,3 +131,21 @@ def test_broken_metadata_does_not_spoil_a_photograph(exif: bytes, photograph: Ca
     stream = io.BytesIO()
     photograph(20, 10).save(stream, "JPEG", exif=exif)
     assert load(stream.getvalue()).size == (20, 10)
+
+
+def test_what_pillow_logs_stays_off_the_terminal(tmp_path: Path) -> None:
+    """Its loggers have no handler, so that Python would print the line as a last resort."""
+    path = tmp_path / "a.tiff"
+    data = bytearray(tiff(4, 4))
+    data[8 + 2 + 2 * 12 : 8 + 2 + 3 * 12] = struct.pack("<HHII", 277, 3, 1, 8000)  # samples per pixel
+    path.write_bytes(data)
+    code = f"""
+from vlrt.errors import ImageError
+from vlrt.image import load
+try:
+    load({str(path)!r})
+except ImageError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("refused\n", "")
