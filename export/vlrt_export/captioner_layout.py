@@ -116,7 +116,7 @@ def _captioner(
 ) -> Captioner:
     choice = encoder_choice(str(folder.section("encoder").get("name")), pooled=pooled)
     image = _image(folder, choice.image)
-    encoder = load_weights(choice.build(image.size[0]), folder.encoder.tensors, ENCODER)
+    encoder = load_weights(choice.build(image.size[0]), choice.own_tensors(folder.encoder.tensors), ENCODER)
     decode = folder.section("decode")
     longest = _positive(decode, "max_new_tokens", "decode")
     return Captioner(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,8 +14,11 @@ from vlrt.errors import UsageError
 from vlrt.manifest import ImageSpec
 from vlrt_export.modules.efficientnet_lite import SIZES, EfficientNetLite
 from vlrt_export.modules.googlenet import LAST_7, LAST_14, GoogLeNet
-from vlrt_export.modules.resnet import ResNet101
+from vlrt_export.modules.resnet import ResNet101, from_torchvision
 from vlrt_export.modules.vgg import CONVOLUTIONS, VGG
+
+_CLASSIFIERS = ("classifier.", "fc.", "_fc.", "aux1.", "aux2.")
+"""Where the published checkpoints keep what follows the last feature map."""
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,17 +33,25 @@ class EncoderChoice:
         image: the preprocessing its published weights were trained with.
         channels: C.
         stride: input pixels per region along a side, rounded up; 0 where the grid is fixed at 14x14.
+        unused: first parts of the names that published checkpoints hold beyond the last feature map.
+        rename: a published name -> the name here, or `None` where it is the same.
     """
 
     build: Callable[[int], nn.Module]
     image: ImageSpec
     channels: int
     stride: int
+    unused: tuple[str, ...] = _CLASSIFIERS
+    rename: Callable[[str], str | None] = lambda name: None
 
     def grid(self, size: int) -> tuple[int, int]:
         """Rows and columns of regions for a square input of `size` pixels."""
         side = -(-size // self.stride) if self.stride else 14
         return side, side
+
+    def own_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's tensors out of a classification checkpoint, or out of one that holds the encoder alone."""
+        return {self.rename(name) or name: tensors[name] for name in tensors if not name.startswith(self.unused)}
 
 
 def encoder_names() -> list[str]:
@@ -66,9 +77,12 @@ def encoder_choice(name: str, *, pooled: bool = False) -> EncoderChoice:
     if name == "googlenet":
         last = LAST_7 if pooled else LAST_14
         image = ImageSpec((224, 224), (0.5,) * 3, (0.5,) * 3, scale=1 / 255)
-        return EncoderChoice(lambda size: GoogLeNet(last), image, 1024 if pooled else 832, 32 if pooled else 16)
+        if pooled:
+            return EncoderChoice(lambda size: GoogLeNet(last), image, 1024, 32)
+        return EncoderChoice(lambda size: GoogLeNet(last), image, 832, 16, (*_CLASSIFIERS, "inception5"))
     if name == "resnet101":
-        return EncoderChoice(lambda size: ResNet101(size), imagenet_image(256, "bilinear"), ResNet101.channels, 0)
+        image = imagenet_image(256, "bilinear")
+        return EncoderChoice(lambda size: ResNet101(size), image, ResNet101.channels, 0, rename=from_torchvision)
     raise UsageError(f"there is no image encoder `{name}`", f"one of {', '.join(encoder_names())}")
 
 

@@ -255,3 +255,19 @@ def test_an_unknown_encoder_names_those_there_are() -> None:
     with pytest.raises(UsageError, match="no image encoder `alexnet`") as caught:
         encoder_choice("alexnet")
     assert "vgg16" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "expected"),
+    [
+        ("vgg16", ["features.0.weight", "classifier.6.bias"], ["features.0.weight"]),
+        ("googlenet", ["conv1.conv.weight", "inception5a.branch1.bn.bias", "aux1.fc1.weight"], ["conv1.conv.weight"]),
+        ("resnet101", ["layer1.0.conv1.weight", "fc.weight"], ["resnet.4.0.conv1.weight"]),
+        ("resnet101", ["resnet.4.0.conv1.weight"], ["resnet.4.0.conv1.weight"]),
+        ("efficientnet-lite2", ["_conv_head.weight", "_fc.weight"], ["_conv_head.weight"]),
+    ],
+)
+def test_published_classification_checkpoints_lose_their_classifier(
+    name: str, published: list[str], expected: list[str]
+) -> None:
+    assert list(encoder_choice(name).own_tensors({stored: torch.zeros(1) for stored in published})) == expected
