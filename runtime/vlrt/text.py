@@ -29,15 +29,15 @@ class TextCodec:
         self.spec = spec
 
     @classmethod
-    def open(cls, bundle: Bundle) -> TextCodec:
-        """Loads the bundle's tokenizer.
+    def open(cls, bundle: Bundle, spec: TextSpec | None = None) -> TextCodec:
+        """Loads the bundle's tokenizer, or that of another section than `text`.
 
         Raises:
             BundleError: the bundle has none, or its file is damaged.
         """
         from tokenizers import Tokenizer
 
-        spec = bundle.manifest.text
+        spec = spec or bundle.manifest.text
         if spec is None:
             raise BundleError(f"the bundle `{bundle.name}` has no tokenizer")
         path = bundle.file(spec.tokenizer)
@@ -58,8 +58,14 @@ class TextCodec:
         """
         if not sentence.strip():
             raise UsageError("an empty text has no meaning to compare", "give at least one word")
+        return self._between(self._encode(sentence), sentence, reserve)
+
+    def prompt_row(self, prompt: str) -> list[int]:
+        """As `ids`, for an encoder that may also be given no prompt at all: start and end id then stand alone."""
+        return self._between(self._encode(prompt) if prompt.strip() else [], prompt, 0)
+
+    def _between(self, inner: list[int], sentence: str, reserve: int) -> list[int]:
         spec = self.spec
-        inner = self._encode(sentence)
         specials = (spec.start_id is not None) + (spec.end_id is not None)
         room = spec.context - specials - reserve
         if room < 1:
@@ -78,6 +84,7 @@ class TextCodec:
 
     def _encode(self, sentence: str) -> list[int]:
         try:
+            sentence.encode("utf-8")  # older tokenizers take halves of surrogate pairs for something else
             ids = list(self.tokenizer.encode(sentence, add_special_tokens=False).ids)
         except Exception:  # noqa: BLE001 - tokenizers raises plain kinds, e.g. for halves of surrogate pairs
             raise UsageError(f"{sentence[:40]!r} is not a text the tokenizer reads", "write it in UTF-8") from None
@@ -105,3 +112,27 @@ class TextCodec:
     def words(self, ids: Sequence[int]) -> list[str]:
         """Each id's own text, for showing what belongs to which step."""
         return [self.tokenizer.decode([int(i)], skip_special_tokens=False).strip() for i in ids]
+
+
+class PromptReader:
+    """Prompts and questions as inputs of a bundle's decoding chain, for models that read them before they decode.
+
+    Args:
+        codec: that of the bundle's text section.
+    """
+
+    def __init__(self, bundle: Bundle, codec: TextCodec) -> None:
+        described = bundle.manifest
+        self._codecs: list[TextCodec] = []
+        if described.answer and described.answer.question == "encoder":
+            more = [TextCodec.open(bundle, described.instruction)] if described.instruction else []
+            self._codecs = [codec, *more]
+
+    @property
+    def reads(self) -> bool:
+        """Whether the chain takes prompts; else they are what the decoder continues."""
+        return bool(self._codecs)
+
+    def arrays(self, prompts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """Ids by the chain's inputs, int64 [N, L] each; empty where it takes none."""
+        return {c.spec.input: c.pad([c.prompt_row(prompt) for prompt in prompts]) for c in self._codecs}
