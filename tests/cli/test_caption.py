@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from vlrt.commands import output
+from vlrt.engines.onnxruntime import load_library
 from vlrt.tasks import load
 
 Run = Callable[..., Any]
@@ -224,7 +225,8 @@ def test_an_unknown_model_and_one_that_does_not_caption(command: Run, photograph
     )
 
 
-def test_a_device_that_is_not_there(caption: Run, photographs: Path) -> None:
+def test_a_device_that_is_not_there(caption: Run, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_library(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     caption(photographs / "a.jpg", "--device", "cuda:0").failed(1, "needs CUDAExecutionProvider", "vlrt[gpu]")
 
 

@@ -191,7 +191,10 @@ def test_what_the_graph_itself_refuses_is_one_line(step: Session, capfd: pytest.
         ("cuda:first", UsageError, "has the index `first`, expected a number", "cuda:0"),
     ],
 )
-def test_devices_that_cannot_be_had(bundle: Bundle, device: str, kind: type, message: str, hint: str) -> None:
+def test_devices_that_cannot_be_had(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, device: str, kind: type, message: str, hint: str
+) -> None:
+    monkeypatch.setattr(engine.load_library(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(kind, match=message) as caught:
         open_session(bundle, "image_encoder", EngineOptions(device))
     assert re.search(hint, caught.value.hint)
@@ -200,13 +203,18 @@ def test_devices_that_cannot_be_had(bundle: Bundle, device: str, kind: type, mes
 def test_a_provider_that_is_offered_but_does_not_start(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """As onnxruntime-gpu on a machine without CUDA: the session would quietly run on the CPU."""
     library = engine.load_library()
-    provider = "CUDAExecutionProvider"
-    monkeypatch.setattr(library, "get_available_providers", lambda: [provider, "CPUExecutionProvider"])
-    with (
-        pytest.raises((EngineError, BundleError), match=r"`cuda:0` cannot be used|cannot be loaded"),
-        pytest.warns(UserWarning, match=provider),
-    ):
-        open_session(bundle, "image_encoder", EngineOptions("cuda:0"))
+    session = library.InferenceSession
+    asked: list[object] = []
+
+    def left_out(path: str, settings: object, *, providers: list[object], **more: object) -> object:
+        asked.extend(providers)
+        return session(path, settings, providers=["CPUExecutionProvider"], **more)
+
+    monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(library, "InferenceSession", left_out)
+    with pytest.raises(EngineError, match="`cuda:1` cannot be used: CUDAExecutionProvider did not start"):
+        open_session(bundle, "image_encoder", EngineOptions("cuda:1"))
+    assert asked == [("CUDAExecutionProvider", {"device_id": "1"})]
 
 
 def run_blocked(module: str, code: str) -> subprocess.CompletedProcess[str]:
