@@ -12,16 +12,13 @@ from torch import Tensor
 
 from vlrt import image as pictures
 from vlrt.bundle import Bundle
-from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.embedding import DualEncoder
-from vlrt.engines import Array, Sessions
 from vlrt.errors import BundleError
 from vlrt.manifest import ImageSpec, Measurement
-from vlrt.text import TextCodec
 from vlrt_export.bert_layout import bert_layout
 from vlrt_export.blip_checkpoint import CAPTIONING, QUESTIONS, RETRIEVAL, Blip, decoder_layout, vision_layout
 from vlrt_export.checkpoints import Checkpoint
-from vlrt_export.generate_reference import SETTINGS, compare, expected_sequences, measurements
+from vlrt_export.generate_reference import measure_sequences
 from vlrt_export.graph import Check
 from vlrt_export.image_checks import measure_pixels, noise_picture
 from vlrt_export.parity import difference
@@ -37,7 +34,6 @@ _CLASSES = {
 _PICTURES = ((200, 150), (97, 401))
 _QUESTION = "how many dogs are there?"
 _SENTENCES = ("a dog", "two children play in the snow near a red car")
-_NEW_TOKENS = 12
 
 
 def reference_checks(
@@ -49,7 +45,16 @@ def reference_checks(
         yield measure_pixels(spec, tolerance("pixels", 1e-6), "BlipImageProcessor")
 
     def sequences(folder: Path) -> Iterator[Measurement]:
-        yield from _measure_sequences(folder, model, transformers_blip(model, checkpoint), tolerance("score", 1e-4))
+        reference = transformers_blip(model, checkpoint)
+
+        def generate(given: dict[str, Tensor], **options: Any) -> Any:
+            asked = {"input_ids": given["input_ids"]} if model.kind == QUESTIONS else {}
+            return reference.generate(pixel_values=given["pixels"], **asked, **options)
+
+        answers = model.kind == QUESTIONS
+        what, question = ("answers", _QUESTION) if answers else ("captions", "")
+        limit = tolerance("score", 1e-4)
+        yield from measure_sequences(folder, generate, what, _CLASSES[model.kind], limit, question)
 
     def matching(folder: Path) -> Iterator[Measurement]:
         yield from _measure_matching(folder, transformers_blip(model, checkpoint), tolerance("match", 1e-4))
@@ -108,32 +113,6 @@ def _tower(sizes: Any) -> dict[str, Any]:
         "hidden_act": sizes.activation,
         "layer_norm_eps": sizes.epsilon,
     }
-
-
-def _measure_sequences(folder: Path, model: Blip, reference: Any, tolerance: float) -> Iterator[Measurement]:
-    bundle = Bundle.open(folder)
-    spec, image = bundle.manifest.decode, bundle.manifest.image
-    if spec is None or image is None:
-        raise BundleError("the staged bundle does not decode")
-    sessions = Sessions(bundle)
-    arrays: dict[str, Array] = {image.input: pictures.preprocess([noise_picture(*s) for s in _PICTURES], image)}
-    given: dict[str, Any] = {"pixel_values": torch.from_numpy(arrays[image.input])}
-    if model.kind == QUESTIONS:
-        ids = TextCodec.open(bundle).encode([_QUESTION] * len(_PICTURES))
-        arrays["input_ids"], given["input_ids"] = ids, torch.from_numpy(ids)
-    initial = sessions.run_chain(spec.chain, arrays)
-    step = StepModel(spec, sessions.get(spec.step))
-    for name, setting in SETTINGS.items():
-        options = {**setting, "max_new_tokens": _NEW_TOKENS}
-        found = generate(step, initial, DecodeOptions(**options))
-
-        def run(**chosen: Any) -> Any:
-            return reference.generate(**given, **chosen)
-
-        expected = expected_sequences(run, len(spec.start_ids), spec.end_ids, {"do_sample": False, **options})
-        agreement = compare(found, expected)
-        what = "answers" if model.kind == QUESTIONS else "captions"
-        yield from measurements(what, name, agreement, len(_PICTURES), _CLASSES[model.kind], tolerance)
 
 
 def _measure_matching(folder: Path, reference: Any, limit: float) -> Iterator[Measurement]:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlrt.decode import Hypothesis
+from vlrt import image as pictures
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, Hypothesis, StepModel
+from vlrt.decode import generate as decode
+from vlrt.engines import Array, Sessions
 from vlrt.manifest import Measurement
+from vlrt.text import TextCodec
+from vlrt_export.image_checks import noise_picture
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"num_beams": 1},
@@ -18,6 +26,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "beam 5": {"num_beams": 5, "num_return_sequences": 5},
 }
 """What every family is compared with, by transformers' names."""
+
+_PICTURES = ((200, 150), (97, 401))
+_NEW_TOKENS = 12
 
 AMBIGUOUS = 1e-4
 """Where candidates are closer than this, float error may choose either."""
@@ -107,6 +118,38 @@ def measurements(
     yield Measurement(f"{what}, {setting}", "pictures that differ", float(agreement.different), 0.0, *ending)
     if setting != "greedy":
         yield Measurement(f"{what}, {setting}", "max score error", agreement.score_error, tolerance, *ending)
+
+
+def measure_sequences(
+    folder: Path, generate: Callable[..., Any], what: str, reference: str, tolerance: float, question: str = ""
+) -> Iterator[Measurement]:
+    """Decodes two pictures with the staged bundle and with transformers, in every setting of `SETTINGS`.
+
+    Args:
+        folder: the staged bundle.
+        generate: called with the chain's inputs by name as tensors, and transformers' options by keyword.
+        what: ``captions`` or ``answers``.
+        reference: name of transformers' class.
+        tolerance: of scores.
+        question: asked of both pictures, where the chain takes one.
+    """
+    bundle = Bundle.open(folder)
+    spec, image, text = bundle.manifest.decode, bundle.manifest.image, bundle.manifest.text
+    if spec is None or image is None or text is None:
+        raise ValueError("the staged bundle does not decode")
+    sessions = Sessions(bundle)
+    arrays: dict[str, Array] = {image.input: pictures.preprocess([noise_picture(*s) for s in _PICTURES], image)}
+    if question:
+        arrays[text.input] = TextCodec.open(bundle).encode([question] * len(_PICTURES))
+    given = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    initial = sessions.run_chain(spec.chain, arrays)
+    step = StepModel(spec, sessions.get(spec.step))
+    for name, setting in SETTINGS.items():
+        options = {**setting, "max_new_tokens": _NEW_TOKENS}
+        found = decode(step, initial, DecodeOptions(**options))
+        ours = {"do_sample": False, **options}
+        expected = expected_sequences(partial(generate, given), len(spec.start_ids), spec.end_ids, ours)
+        yield from measurements(what, name, compare(found, expected), len(_PICTURES), reference, tolerance)
 
 
 def _is_tie(ours: Hypothesis, theirs: Expected, every: Sequence[Expected]) -> bool:

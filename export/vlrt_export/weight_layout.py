@@ -17,18 +17,20 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Part:
-    """One parameter of ours: the checkpoint's tensors, joined along their first axis.
+    """One parameter of ours, from one or several of the checkpoint's tensors.
 
     Args:
         names: tensors in order, of equal shape where there are several.
         transpose: swap the two axes of each first (`nn.Linear`'s [out, in] to `Dense`'s [in, out], joined on out).
         added: tensor [N, C] whose first row is added to every row, e.g. the embedding of token type 0.
+        axis: along which several are joined, before they are transposed.
         optional: zeros where the checkpoint has none of them, e.g. the bias of layers that may have none.
     """
 
     names: tuple[str, ...]
     transpose: bool = False
     added: str = ""
+    axis: int = 0
     optional: bool = False
 
     @property
@@ -94,9 +96,9 @@ def _read(part: Part, shape: torch.Size, tensors: Mapping[str, Tensor], where: s
     if part.optional and not any(name in tensors for name in part.names):
         return nn.Parameter(torch.zeros(shape), requires_grad=False)
     expected = list(shape)[::-1] if part.transpose else list(shape)
-    expected[0] //= len(part.names)
+    expected[part.axis] //= len(part.names)
     pieces = [_tensor(name, expected, tensors, where) for name in part.names]
-    value = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    value = torch.cat(pieces, part.axis) if len(pieces) > 1 else pieces[0]
     if part.transpose and value.ndim == 2:
         value = value.t()
     if part.added:
@@ -122,5 +124,5 @@ def invert(module: nn.Module, layout: Layout) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name, part in layout.items():
         value = state[name].t() if part.transpose and state[name].ndim == 2 else state[name]
-        found |= dict(zip(part.names, value.chunk(len(part.names))))
+        found |= dict(zip(part.names, value.chunk(len(part.names), part.axis)))
     return found
