@@ -22,13 +22,19 @@ Array = NDArray[Any]
 
 
 class Reweighed:
-    """Runs the graphs of a bundle in `folder` with the weights of `plan`, which must be of the same shapes."""
+    """Runs the graphs of a bundle in `folder` with the weights of `plan`, which must be of the same shapes.
 
-    def __init__(self, folder: Path, plan: Plan, target: Path) -> None:
+    Graphs of the roles `kept` stay as they are.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, target: Path, kept: Iterable[str] = ()) -> None:
         self.manifest: Manifest = Bundle.open(folder).manifest
         self.sessions: dict[str, OnnxRuntimeSession] = {}
         for graph in plan.graphs:
             spec = self.manifest.graphs[graph.role]
+            if graph.role in kept:
+                self.sessions[graph.role] = OnnxRuntimeSession(spec, folder / spec.file, EngineOptions(threads=1))
+                continue
             path = target / spec.file
             onnx.save_model(replace_weights(onnx.load(folder / spec.file), graph), path)
             self.sessions[graph.role] = OnnxRuntimeSession(spec, path, EngineOptions(threads=1))
@@ -52,7 +58,8 @@ def replace_weights(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
     replaced = 0
     for tensor in model.graph.initializer:
         if tensor.name not in weights:
-            assert np.prod(tensor.dims) <= 64, f"`{tensor.name}` {tensor.dims} is no parameter of {graph.role}"
+            # Shapes, and scales of attention; whatever is larger would be weights that were not replaced.
+            assert np.prod(tensor.dims) <= 4, f"`{tensor.name}` {tensor.dims} is no parameter of {graph.role}"
             continue
         value = weights[tensor.name].numpy()
         assert list(value.shape) == list(tensor.dims)
