@@ -114,6 +114,7 @@ class CaptionProbe:
         self.captioner = Captioner(bundle, options)
         for role in (*self.captioner.spec.chain, self.captioner.spec.step):
             self.captioner.sessions.get(role)
+        self.sessions = self.captioner.sessions
         self.decode = decode
         self.steps: list[float] = []
         self.result = ""
@@ -140,6 +141,7 @@ class EmbedProbe:
         self.encoder = DualEncoder(bundle, options)
         for role in (*self.encoder.spec.image, *self.encoder.spec.text):
             self.encoder.sessions.get(role)
+        self.sessions = self.encoder.sessions
         self.sentences = sentences
         self.steps: list[float] = []
         self.result = ""
@@ -202,6 +204,8 @@ def bench(
     for batch in options.batches:
         progress(f"throughput at batch {batch}")
         throughput[batch] = _throughput(probe, [image] * batch, options)
+    if engine.profile is not None:
+        probe.sessions.end_profiles()
     return Report(
         task=task,
         bundle=bundle.name,

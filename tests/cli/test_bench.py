@@ -48,6 +48,14 @@ def test_tasks_of_the_dual_encoder(bench: Run, task: str) -> None:
     assert report["task"] == task
 
 
+def test_profiles_of_every_graph(bench: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "profiles" / "of this run"
+    assert bench("caption", "--profile", folder).code == 0
+    profiles = [json.loads(path.read_text("utf-8")) for path in folder.iterdir()]
+    assert len(profiles) == 3
+    assert all(any(event["cat"] == "Node" for event in events) for events in profiles)
+
+
 def test_whole_processes(bench: Run) -> None:
     report = json.loads(bench("caption", *QUICK[:4], "--processes", 1, "--batches", "1", "--json").out)
     assert report["process_ms"]["count"] == 1

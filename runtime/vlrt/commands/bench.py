@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--processes", type=click.IntRange(0), default=3, show_default=True, help="Whole processes; 0 for none.")
 @click.option("--json", "target", is_flag=False, flag_value="-", help="Write the report as JSON to FILE, or print it.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the report as a picture.")
+@click.option("--profile", type=click.Path(file_okay=False, path_type=Path), help="Folder for the engine's profiles.")
 def bench(
     task: str,
     model: str | None,
@@ -39,6 +40,7 @@ def bench(
     batches: str,
     target: str | None,
     plot: Path | None,
+    profile: Path | None,
     **counts: int,
 ) -> None:
     """Measure TASK: load, first result, stages, decoder steps, throughput over batch, peak memory."""
@@ -51,7 +53,9 @@ def bench(
     options = BenchOptions(batches=_sizes(batches), decode=decode, **counts)
     photograph = _read(image) if image else None
     _check_targets(target, plot)
-    report = bench(task, model, EngineOptions(device, threads), options, photograph, _say)
+    if profile is not None:
+        _make_folder(profile)
+    report = bench(task, model, EngineOptions(device, threads, profile), options, photograph, _say)
     if target != "-":
         _print(report)
     if target is not None:
@@ -70,6 +74,13 @@ def _check_targets(target: str | None, plot: Path | None) -> None:
         check_target(plot)
     if target is not None and target != "-" and not Path(target).parent.is_dir():
         raise UsageError(f"the folder of `{target}` does not exist", "make it first")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VlrtError(f"`{folder}` cannot be made: {error.strerror}", "choose another with --profile") from None
 
 
 def _say(line: str) -> None:

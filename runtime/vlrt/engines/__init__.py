@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 from vlrt.bundle import Bundle
 from vlrt.engines.session import Array, EngineOptions, Session
@@ -78,3 +79,7 @@ class Sessions:
             produced |= session.run(**{t.name: known[t.name] for t in session.spec.inputs})
             known |= produced
         return produced
+
+    def end_profiles(self) -> list[Path]:
+        """Stops profiling every loaded graph and returns the profiles' paths."""
+        return [self.get(role).end_profile() for role in list(self._loading)]

@@ -56,6 +56,9 @@ class Session(Protocol):
         The arrays must be C-contiguous and outlive the returned callable (it keeps references).
         """
 
+    def end_profile(self) -> Path:
+        """Stops the engine's profile, asked for in the options, and returns its path."""
+
 
 def check_array(spec: TensorSpec, array: Array, axes: dict[str, int], what: str) -> None:
     """Raises `EngineError` unless `array` fits `spec`; named axes must agree through `axes`, which grows."""
