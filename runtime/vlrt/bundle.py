@@ -6,12 +6,12 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vlrt import manifest
+from vlrt import foreign, manifest
 from vlrt.errors import BundleError, VlrtError
-from vlrt.manifest import GraphSpec, Manifest
+from vlrt.manifest import GraphSpec, Manifest, UnverifiedFile
 from vlrt.onnx_files import external_files
 
 MANIFEST = "manifest.json"
@@ -23,11 +23,17 @@ class Bundle:
     """A bundle's folder and its manifest; a file is checked against the manifest before its path is given out.
 
     Use `Bundle.open`. Names are plain, links are refused, size and SHA-256 are compared on first use.
+
+    Args:
+        path: the folder.
+        description: its manifest.
+        places: paths of files that do not lie directly in the folder, as in exports of others.
     """
 
-    def __init__(self, path: Path, description: Manifest) -> None:
+    def __init__(self, path: Path, description: Manifest, places: Mapping[str, Path] | None = None) -> None:
         self.path = path
         self.manifest = description
+        self._places = dict(places or {})
         self._verified: set[str] = set()
         self._lock = threading.Lock()
 
@@ -35,10 +41,14 @@ class Bundle:
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Reads the manifest and sees that every file is there with the right size.
 
+        A folder that Optimum or transformers.js exported has no manifest; one is derived (see `vlrt.foreign`).
+
         Raises:
             BundleError: not a bundle, an unknown schema, a missing, linked or truncated file.
         """
         folder = Path(path)
+        if not os.path.lexists(folder / MANIFEST) and foreign.recognises(folder):
+            return cls(folder, *foreign.describe(folder))
         text = _read_manifest(folder)
         bundle = cls(folder, manifest.parse(text, f"{folder.name}/{MANIFEST}"))
         for name in bundle.manifest.files:
@@ -63,7 +73,12 @@ class Bundle:
             self._check_content(name)
             with self._lock:
                 self._verified.add(name)
-        return self.path / name
+        return self._path(name)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether others exported it, so that nothing says what its files should hold."""
+        return any(isinstance(entry, UnverifiedFile) for entry in self.manifest.files.values())
 
     def graph(self, role: str) -> tuple[GraphSpec, Path]:
         """Signature and verified path of a graph, its external data verified too.
@@ -100,6 +115,8 @@ class Bundle:
                 self._check_content(name)
             except BundleError as error:
                 yield error
+        if self.is_foreign:
+            return
         for path in sorted(self.path.iterdir()):
             if path.name != MANIFEST and path.name not in self.manifest.files:
                 yield BundleError(f"`{path.name}` is not named by the manifest", "remove it")
@@ -109,8 +126,11 @@ class Bundle:
         """Bytes of all files, the manifest not counted."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
+    def _path(self, name: str) -> Path:
+        return self._places.get(name, self.path / name)
+
     def _check_size(self, name: str) -> None:
-        path, entry = self.path / name, self.manifest.files[name]
+        path, entry = self._path(name), self.manifest.files[name]
         try:
             found = os.lstat(path)
         except FileNotFoundError:
@@ -123,7 +143,9 @@ class Bundle:
             raise BundleError(f"`{name}` has {found.st_size:,} bytes, expected {entry.bytes:,}", _AGAIN)
 
     def _check_content(self, name: str) -> None:
-        found, expected = sha256(self.path / name), self.manifest.files[name].sha256
+        if isinstance(self.manifest.files[name], UnverifiedFile):
+            return
+        found, expected = sha256(self._path(name)), self.manifest.files[name].sha256
         if found != expected:
             what = f"`{name}` was altered: its sha256 is {found[:12]}…, the manifest says {expected[:12]}…"
             raise BundleError(what, _AGAIN)

@@ -56,7 +56,8 @@ class DualEncoder:
             return np.zeros((0, self.spec.dimension), np.float32)
         loaded: list[Image.Image] = [pictures.load(source) for source in sources]
         pixels = pictures.preprocess(loaded, self.image_spec)
-        return self.sessions.run_chain(self.spec.image, {self.image_spec.input: pixels})[self.spec.image_output]
+        found = self.sessions.run_chain(self.spec.image, {self.image_spec.input: pixels})
+        return self._vectors(found[self.spec.image_output])
 
     def texts(self, sentences: Sequence[str]) -> Vectors:
         """Embeddings of sentences: float32 [N, D]. What exceeds the model's context is cut, with a warning."""
@@ -80,4 +81,7 @@ class DualEncoder:
             arrays[index_name] = np.full(ids.shape, -1, np.int64) if index is None else index
         elif context is not None:
             raise BundleError(f"the bundle `{self.bundle.name}` takes no learned prompts", "use a CLIP bundle")
-        return self.sessions.run_chain(self.spec.text, arrays)[self.spec.text_output]
+        return self._vectors(self.sessions.run_chain(self.spec.text, arrays)[self.spec.text_output])
+
+    def _vectors(self, found: Vectors) -> Vectors:
+        return found if self.spec.normalised else found / np.linalg.norm(found, axis=-1, keepdims=True)

@@ -55,6 +55,20 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class UnverifiedFile(FileRecord):
+    """A file that others exported: its size as found, and nothing to hold its content against.
+
+    Only a description made on the fly has such; a manifest that is read from a file cannot.
+    """
+
+    sha256: str = "unverified"
+
+    def __post_init__(self) -> None:
+        if self.bytes < 0 or self.sha256 != "unverified":
+            raise refuse("an unverified file has a size and no sha256")
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """Name, dtype and shape of a graph's input or output; an axis is a size or a name (equal names, equal sizes)."""
 
@@ -169,10 +183,11 @@ class StateSpec:
 
     Args:
         kind: ``recurrent`` (read from `input`, written to `output`), ``kv`` (in-place cache of fixed length),
-            ``kv_concat`` (grows by concatenation), ``memory`` (from the image, one row per image, never per beam),
-            ``noise`` (uniforms in [0, 1), drawn for every row before each step).
+            ``kv_concat`` (grows by concatenation, in graphs that others exported), ``memory`` (from the image, one row
+            per image, never per beam), ``noise`` (uniforms in [0, 1), drawn for every row before each step).
         input: name of the step graph's input.
-        output: name of the step graph's output that replaces it; empty for memory and noise.
+        output: name of the step graph's output that replaces it; empty for noise. Memory has one only where, beside
+            ``kv_concat``, the decoder's first call computes it from the chain's.
         initial: name of the image chain's output it starts from; `input` where empty.
     """
 
@@ -201,6 +216,7 @@ class DecodeSpec:
     Args:
         chain: roles run once per image; outputs feed equally named inputs of the next; the last give the states.
         step: role of the step graph.
+        prefill: role of the graph for the first call where it is another one; only beside ``kv_concat``.
         defaults: values for `vlrt.decode.DecodeOptions` by field name.
         max_length: most tokens a sequence may have, prompt included.
     """
@@ -217,6 +233,7 @@ class DecodeSpec:
     defaults: dict[str, Any] = field(default_factory=dict)
     token: str = "token"
     logits: str = "logits"
+    prefill: str = ""
 
     def __post_init__(self) -> None:
         ids = (*self.start_ids, *self.end_ids, self.pad_id)
@@ -227,6 +244,18 @@ class DecodeSpec:
         inputs = [self.token, *(state.input for state in self.states)]
         if len(set(inputs)) < len(inputs):
             raise refuse("decode section: one input of the step graph is named twice")
+        if not self.concatenates and (self.prefill or any(s.kind == "memory" and s.output for s in self.states)):
+            raise refuse("decode section: only a decoder whose caches grow may have a first call of its own")
+
+    @property
+    def concatenates(self) -> bool:
+        """Whether the caches grow by concatenation, as in graphs that others exported."""
+        return any(state.kind == "kv_concat" for state in self.states)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Every graph that decoding needs."""
+        return (*self.chain, self.step, *filter(None, (self.prefill,)))
 
 
 @dataclass(frozen=True)
@@ -240,6 +269,7 @@ class EmbedSpec:
         templates: prompt templates a label is put into, ``{}`` stands for it.
         learned_context: inputs of the text graph for learned prompts (vectors, index), empty where it has none.
         token_width: length of a token's embedding, needed for learned prompts; 0 where there are none.
+        normalised: whether the graphs give vectors of length one; those that others exported do not.
     """
 
     image: tuple[str, ...]
@@ -251,6 +281,7 @@ class EmbedSpec:
     templates: tuple[str, ...] = ("{}",)
     learned_context: tuple[str, ...] = ()
     token_width: int = 0
+    normalised: bool = True
 
     def __post_init__(self) -> None:
         if not self.image or not self.text or not 0 < self.dimension <= 1 << 20 or not self.scale > 0:
@@ -367,8 +398,9 @@ class Manifest:
         spec = self.decode
         if spec is None:
             return
-        self._need_roles((*spec.chain, spec.step), "decode")
+        self._need_roles(spec.roles, "decode")
         step = self.graphs[spec.step]
+        first = self.graphs[spec.prefill or spec.step]
         step.input(spec.token)
         _check_last_axis(step.output(spec.logits), spec.vocabulary, "a vocabulary of")
         known = {self.image.input} if self.image else set()
@@ -376,10 +408,13 @@ class Manifest:
             known.add(self.text.input)
         produced = self._check_chain(spec.chain, known)
         for state in spec.states:
-            step.input(state.input)
+            given_once = state.kind == "memory" and not any(t.name == state.input for t in step.inputs)
+            (first if given_once else step).input(state.input)
             if state.kind in ("recurrent", "kv", "kv_concat"):
                 step.output(state.output)
-            if state.kind in ("recurrent", "memory") and state.source not in produced:
+            if state.kind == "memory" and state.output:
+                first.output(state.output)
+            elif state.kind in ("recurrent", "memory") and state.source not in produced:
                 raise refuse(f"state `{state.input}` starts from `{state.source}`, which no graph of the chain gives")
         for kept in spec.records:
             found = step.output(kept.output)

@@ -109,7 +109,7 @@ def _decode(bundle: Bundle, initial: Mapping[str, Array], sessions: Sessions) ->
     if spec is None:
         raise BundleError(f"the bundle `{bundle.name}` decodes nothing")
     options = DecodeOptions.from_manifest(spec.defaults)
-    hypotheses = generate(StepModel(spec, sessions.get(spec.step)), initial, options)[0]
+    hypotheses = generate(StepModel.open(spec, sessions.get), initial, options)[0]
     return [{"tokens": list(map(int, h.tokens)), "score": float(h.score)} for h in hypotheses]
 
 
@@ -128,6 +128,9 @@ def verify(bundle: Bundle, options: EngineOptions | None = None) -> Iterator[Mea
         BundleError: the bundle has no goldens, or they are damaged.
     """
     name = bundle.manifest.goldens
+    if bundle.is_foreign:
+        what = f"others exported `{bundle.name}`: it has no hashes and no goldens to verify"
+        raise BundleError(what, "`vlrt export --via optimum` writes a bundle that has them")
     if not name:
         raise BundleError(f"the bundle `{bundle.name}` has no goldens to verify", "export it again")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from vlrt import record
 from vlrt.bundle import MANIFEST, Bundle
 from vlrt.errors import BundleError
+from vlrt.foreign import recognises
 
 SHIPPED = "bundles"
 """Folder inside the package with the bundles that come with the wheel."""
@@ -133,7 +134,8 @@ def resolve(model: str | os.PathLike[str] | None, task: str) -> Bundle:
 
 
 def _looks_like_path(name: str) -> bool:
-    return os.sep in name or name.startswith(".") or (Path(name) / MANIFEST).is_file()
+    folder = Path(name)
+    return os.sep in name or name.startswith(".") or (folder / MANIFEST).is_file() or recognises(folder)
 
 
 def _not_exported(name: str) -> BundleError:

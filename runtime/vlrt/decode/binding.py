@@ -24,6 +24,9 @@ class StepSession(Protocol):
 
     spec: GraphSpec
 
+    def run(self, **arrays: Array) -> dict[str, Array]:
+        """Runs the graph once; arrays by input name, results by output name."""
+
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
         """Binds buffers by name once; calling the result runs the graph over whatever they hold then."""
 
@@ -37,20 +40,24 @@ class StepModel:
         spec: the manifest's decode section.
         session: the loaded step graph. Besides the inputs that `spec` names it may take `position` [R, W]
             int64, `past_length`, `new_length`, `last_position` [R] int32 and `total_length` [1] int32; see
-            `StepBuffers`.
+            `StepBuffers`. Graphs whose caches grow by concatenation are served by `vlrt.decode.concat`.
+        prefill: the graph of the first call, where `spec` names another one.
 
     Raises:
         BundleError: the graph has an input or a state that this runtime cannot serve.
     """
 
-    def __init__(self, spec: DecodeSpec, session: StepSession) -> None:
+    def __init__(self, spec: DecodeSpec, session: StepSession, prefill: StepSession | None = None) -> None:
         self.spec = spec
         self.session = session
+        self.prefill = prefill or session
         self._idle: list[BoundLoop] = []
         self._lock = threading.Lock()
-        for state in spec.states:
-            if state.kind == "kv_concat":
-                raise BundleError(f"state `{state.input}` grows by concatenation, which is not served yet")
+
+    @classmethod
+    def open(cls, spec: DecodeSpec, session: Callable[[str], StepSession]) -> StepModel:
+        """The decoder of a bundle; `session` gives a loaded graph by its role."""
+        return cls(spec, session(spec.step), session(spec.prefill) if spec.prefill else None)
 
     @property
     def takes_prompts_at_once(self) -> bool:
@@ -62,7 +69,14 @@ class StepModel:
     def loop(
         self, initial: Mapping[str, Array], prompts: Sequence[Sequence[int]], options: DecodeOptions
     ) -> Iterator[BoundLoop]:
-        """Lends a loop that is large enough for the task."""
+        """Lends a loop that is large enough for the task.
+
+        Raises:
+            BundleError: the caches grow by concatenation.
+        """
+        if self.spec.concatenates:
+            what = f"`{self.session.spec.file}` concatenates its caches, so it generates but does not score"
+            raise BundleError(what, "export the model with `vlrt export`")
         shape = self._shape(initial, prompts, options)
         bound = self._take(shape)
         try:
@@ -82,7 +96,7 @@ class StepModel:
 
     def initial_values(self, images: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs of the image chain, by the names of the step graph's inputs."""
-        wanted = [s for s in self.spec.states if s.kind in ("recurrent", "memory")]
+        wanted = [s for s in self.spec.states if s.kind == "recurrent" or (s.kind == "memory" and not s.output)]
         for state in wanted:
             if state.source not in images:
                 raise BundleError(f"state `{state.input}` starts from `{state.source}`, which was not given")

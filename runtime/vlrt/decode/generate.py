@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vlrt.decode.binding import StepModel
+from vlrt.decode.concat import generate_concat
 from vlrt.decode.loop import Array, Hypothesis, Loop, OnToken, ShouldCancel, Step, Task
 from vlrt.decode.options import DecodeOptions
 from vlrt.errors import UsageError
@@ -52,6 +53,8 @@ def generate(
     if longest + options.max_new_tokens > spec.max_length:
         most = spec.max_length - longest
         raise UsageError(f"`max_new_tokens` is {options.max_new_tokens}, this decoder has room for {most}")
+    if spec.concatenates:
+        return generate_concat(step_model, values, prompts, options, on_token, should_cancel)
     task = Task(prompts, spec.end_ids, values)
     with step_model.loop(values, prompts, options) as bound:
         return bound.loop.run(bound, task, options, on_token, should_cancel)

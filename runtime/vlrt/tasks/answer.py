@@ -54,7 +54,7 @@ class Answerer:
         self.image_spec: ImageSpec = described.image
         self.answer_spec: AnswerSpec = described.answer
         self.sessions = Sessions(bundle, options)
-        self.sessions.prepare((*self.spec.chain, self.spec.step))
+        self.sessions.prepare(self.spec.roles)
         self.codec = TextCodec.open(bundle)
         self._step: StepModel | None = None
 
@@ -120,7 +120,7 @@ class Answerer:
     def step_model(self) -> StepModel:
         """The decoder's step, bound to its session."""
         if self._step is None:
-            self._step = StepModel(self.spec, self.sessions.get(self.spec.step))
+            self._step = StepModel.open(self.spec, self.sessions.get)
         return self._step
 
     def _read(self, questions: Sequence[str]) -> tuple[dict[str, Array], list[list[int]]]:

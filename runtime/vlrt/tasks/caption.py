@@ -61,7 +61,7 @@ class Captioner:
         self.spec: DecodeSpec = described.decode
         self.image_spec: ImageSpec = described.image
         self.sessions = Sessions(bundle, options)
-        self.sessions.prepare((*self.spec.chain, self.spec.step))
+        self.sessions.prepare(self.spec.roles)
         self.codec = TextCodec.open(bundle)
         self._step: StepModel | None = None
 
@@ -129,7 +129,7 @@ class Captioner:
     def step_model(self) -> StepModel:
         """The decoder's step, bound to its session."""
         if self._step is None:
-            self._step = StepModel(self.spec, self.sessions.get(self.spec.step))
+            self._step = StepModel.open(self.spec, self.sessions.get)
         return self._step
 
     def _best(self, hypotheses: Sequence[Hypothesis], prompt: Sequence[int], timings: dict[str, float]) -> Caption:
