@@ -120,6 +120,7 @@ def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         embed=plan.embed,
         answer=plan.answer,
         match=plan.match,
+        instruction=plan.instruction,
         created_by=_versions(),
         card=plan.card,
         extra=dict(plan.extra),

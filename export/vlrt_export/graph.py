@@ -57,7 +57,7 @@ class Plan:
         tasks: the tasks the bundle serves (``caption``, ``answer``, ``match``, ``search``, ``embed``, ``classify``).
         graphs: in the order they should be written.
         source: where the weights come from, and under which licence.
-        image, text, decode, embed, answer, match: the manifest's sections; ``None`` where the model has none.
+        image, text, decode, embed, answer, match, instruction: the manifest's sections; ``None`` where there is none.
         files: further files of the bundle by plain name (``tokenizer.json``): bytes, or a path to copy.
         card: what the model knows and does not know, shown by ``vlrt inspect``.
         checks: the family's rungs beyond graph parity (pixels, ids, decode against the reference).
@@ -75,6 +75,7 @@ class Plan:
     embed: EmbedSpec | None = None
     answer: AnswerSpec | None = None
     match: MatchSpec | None = None
+    instruction: TextSpec | None = None
     files: Mapping[str, bytes | Path] = field(default_factory=dict)
     card: str = ""
     checks: Sequence[Check] = ()

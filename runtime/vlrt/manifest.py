@@ -262,6 +262,8 @@ class DecodeSpec:
 class EmbedSpec:
     """A dual encoder: chains of roles into one space, L2-normalised; similarity is ``scale`` · cosine.
 
+    An image may have several embeddings [N, Q, D], as BLIP-2's queries give it; the best one's cosine counts.
+
     Args:
         image, text: roles run in order for an image and for a sentence.
         dimension: length of an embedding.
@@ -292,12 +294,13 @@ class EmbedSpec:
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """How a question about an image reaches the decoder of the decode section.
+    """How a question about an image, or the prompt of a caption, reaches the decoder of the decode section.
 
     Args:
         question: ``encoder``: its ids, start and end included, are an input of the decode section's chain, named as the
-            text section says; ``prompt``: it is the beginning of what the decoder continues.
-        template: what is written around it; ``{}`` stands for the question.
+            text section says (and the instruction section, where there is one); ``prompt``: it is the beginning of
+            what the decoder continues.
+        template: what is written around a question; ``{}`` stands for it.
     """
 
     question: Literal["encoder", "prompt"] = "prompt"
@@ -348,7 +351,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything the runtime needs to know of a bundle; see the fields' types."""
+    """Everything the runtime needs to know of a bundle; see the fields' types.
+
+    `instruction` is how a second text encoder of the decode section's chain reads the same question as `text`.
+    """
 
     schema: int
     name: str
@@ -363,6 +369,7 @@ class Manifest:
     embed: EmbedSpec | None = None
     answer: AnswerSpec | None = None
     match: MatchSpec | None = None
+    instruction: TextSpec | None = None
     certificate: tuple[Measurement, ...] = ()
     goldens: str = ""
     created_by: dict[str, str] = field(default_factory=dict)
@@ -380,6 +387,8 @@ class Manifest:
             self._need_file(self.goldens, "the manifest")
         if self.text:
             self._need_file(self.text.tokenizer, "the text section")
+        if self.instruction:
+            self._need_file(self.instruction.tokenizer, "the instruction section")
         self._check_decode()
         self._check_embed()
         self._check_answer()
@@ -404,8 +413,8 @@ class Manifest:
         step.input(spec.token)
         _check_last_axis(step.output(spec.logits), spec.vocabulary, "a vocabulary of")
         known = {self.image.input} if self.image else set()
-        if self.text and self.answer and self.answer.question == "encoder":
-            known.add(self.text.input)
+        if self.answer and self.answer.question == "encoder":
+            known |= {spec.input for spec in (self.text, self.instruction) if spec}
         produced = self._check_chain(spec.chain, known)
         for state in spec.states:
             given_once = state.kind == "memory" and not any(t.name == state.input for t in step.inputs)

@@ -20,7 +20,7 @@ from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.engines import Array, EngineOptions, Sessions
 from vlrt.errors import BundleError
 from vlrt.manifest import Measurement
-from vlrt.text import TextCodec
+from vlrt.text import PromptReader, TextCodec
 
 RunChain = Callable[[Iterable[str], Mapping[str, Array]], dict[str, Array]]
 
@@ -88,12 +88,12 @@ def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str
 
 
 def _question(bundle: Bundle) -> dict[str, Array]:
-    """The input of a chain that also reads a question."""
-    described = bundle.manifest
-    if described.text and described.answer and described.answer.question == "encoder":
-        asked = described.answer.template.replace("{}", QUESTION)
-        return {described.text.input: TextCodec.open(bundle).encode([asked])}
-    return {}
+    """The inputs of a chain that also reads a question."""
+    answer = bundle.manifest.answer
+    if answer is None or answer.question != "encoder":
+        return {}
+    asked = answer.template.replace("{}", QUESTION)
+    return {**PromptReader(bundle, TextCodec.open(bundle)).arrays([asked])}
 
 
 def _match(bundle: Bundle, run_chain: RunChain, pixels: Array) -> Array:

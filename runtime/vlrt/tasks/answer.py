@@ -14,7 +14,7 @@ from vlrt.engines import Array, EngineOptions, Sessions
 from vlrt.errors import BundleError, UsageError
 from vlrt.image import ImageLike
 from vlrt.manifest import AnswerSpec, DecodeSpec, ImageSpec
-from vlrt.text import TextCodec
+from vlrt.text import PromptReader, TextCodec
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Answerer:
         self.sessions = Sessions(bundle, options)
         self.sessions.prepare(self.spec.roles)
         self.codec = TextCodec.open(bundle)
+        self.prompt_reader = PromptReader(bundle, self.codec)
         self._step: StepModel | None = None
 
     def __call__(
@@ -129,8 +130,8 @@ class Answerer:
             raise UsageError("an empty question has no answer", 'vlrt run answer photo.jpg "what is this?"')
         asked = [self.answer_spec.template.replace("{}", question) for question in questions]
         start = list(self.spec.start_ids)
-        if self.answer_spec.question == "encoder":
-            return {self.codec.spec.input: self.codec.encode(asked)}, [start] * len(asked)
+        if self.prompt_reader.reads:
+            return {**self.prompt_reader.arrays(asked)}, [start] * len(asked)
         return {}, [self.codec.prompt_ids(start, text) for text in asked]
 
     def _answer(self, hypothesis: Hypothesis) -> Answer:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from vlrt import image as pictures
 from vlrt.bundle import Bundle
 from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate
-from vlrt.engines import EngineOptions, Sessions
+from vlrt.engines import Array, EngineOptions, Sessions
 from vlrt.errors import BundleError, UsageError
 from vlrt.image import ImageLike
 from vlrt.manifest import DecodeSpec, ImageSpec
-from vlrt.text import TextCodec
+from vlrt.text import PromptReader, TextCodec
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Captioner:
         self.sessions = Sessions(bundle, options)
         self.sessions.prepare(self.spec.roles)
         self.codec = TextCodec.open(bundle)
+        self.prompt_reader = PromptReader(bundle, self.codec)
         self._step: StepModel | None = None
 
     def __call__(self, photograph: ImageLike, *, prompt: str = "", **options: Any) -> Caption:
@@ -99,11 +100,11 @@ class Captioner:
         if not photographs:
             return []
         started = time.perf_counter()
-        prompts = self._prompts(prompt, len(photographs))
+        arrays, prompts = self._read(prompt, len(photographs))
         loaded = [pictures.load(photograph) for photograph in photographs]
-        pixels = pictures.preprocess(loaded, self.image_spec)
+        arrays[self.image_spec.input] = pictures.preprocess(loaded, self.image_spec)
         read = time.perf_counter()
-        initial = self.sessions.run_chain(self.spec.chain, {self.image_spec.input: pixels})
+        initial = self.sessions.run_chain(self.spec.chain, arrays)
         encoded = time.perf_counter()
         found = generate(
             self.step_model, initial, chosen, prompts=prompts, on_token=on_token, should_cancel=should_cancel
@@ -111,11 +112,14 @@ class Captioner:
         timings = {"read": read - started, "encode": encoded - read, "decode": time.perf_counter() - encoded}
         return [self._best(hypotheses, begun, timings) for hypotheses, begun in zip(found, prompts)]
 
-    def _prompts(self, given: str | Sequence[str], photographs: int) -> list[list[int]]:
+    def _read(self, given: str | Sequence[str], photographs: int) -> tuple[dict[str, Array], list[list[int]]]:
+        """The prompts as inputs of the chain, or as what the decoder continues."""
         texts = [given] * photographs if isinstance(given, str) else list(given)
         if len(texts) != photographs:
             raise UsageError(f"there are {len(texts)} prompts for {photographs} photographs", "give one for each")
-        return [self.codec.prompt_ids(self.spec.start_ids, text) for text in texts]
+        if self.prompt_reader.reads:
+            return {**self.prompt_reader.arrays(texts)}, [list(self.spec.start_ids)] * photographs
+        return {}, [self.codec.prompt_ids(self.spec.start_ids, text) for text in texts]
 
     def options(self, **overrides: Any) -> DecodeOptions:
         """The bundle's default options with some replaced.

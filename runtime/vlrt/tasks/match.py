@@ -59,7 +59,8 @@ class Matcher:
         # The image encoder runs once, though the matching head and the embedding both read it.
         roles = dict.fromkeys((*(self.spec.image if self.spec else ()), *encoder.spec.image))
         image = encoder.sessions.run_chain(roles, {encoder.image_spec.input: pixels})
-        cosines = encoder.token_ids(ids) @ image[encoder.spec.image_output][0]
+        vectors = image[encoder.spec.image_output][0].reshape(-1, encoder.spec.dimension)
+        cosines = (encoder.token_ids(ids) @ vectors.T).max(-1)
         shares = self._judge(image, ids) if self.spec else _softmax(encoder.spec.scale * cosines.astype(np.float64))
         judged = self.spec is not None
         return [Match(*one, judged) for one in zip(sentences, cosines.tolist(), shares.tolist())]
