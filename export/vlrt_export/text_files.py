@@ -50,7 +50,7 @@ def stand_in(vocabulary: int, special: dict[int, str]) -> Tokenizer:
     Args:
         special: tokens that leave no trace in decoded text, by id.
     """
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789?.,"
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789?.,:"
     pieces = iter([*letters, *(f"##{letter}" for letter in letters)])
     tokens = [special.get(i) or next(pieces, f"[unused{i}]") for i in range(vocabulary)]
     unknown = special.get(min(special, default=0), tokens[0])
