@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +19,9 @@ from vlrt.bundle import MANIFEST, Bundle, sha256
 from vlrt.engines import Sessions
 from vlrt.errors import VlrtError
 from vlrt.manifest import FileRecord, GraphSpec, Manifest, Measurement, TensorSpec
-from vlrt_export.goldens import FILE, write_goldens
-from vlrt_export.graph import Graph, Plan
+from vlrt.verify import observe
+from vlrt_export.goldens import FILE, write_goldens, write_observed
+from vlrt_export.graph import Check, Graph, Plan
 from vlrt_export.parity import admit, measure_graph
 from vlrt_export.precision import store_exact_halves
 from vlrt_export.trace import signature, trace
@@ -46,6 +47,43 @@ def write_bundle(plan: Plan, target: Path, *, force: bool = False, progress: Pro
     with _staging(target) as folder:
         described = _write_files(plan, folder, progress)
         certificate = _prove(plan, folder, progress)
+        described = replace(described, certificate=tuple(certificate), goldens=FILE, files=_records(folder))
+        _write_manifest(folder, described)
+        Bundle.open(folder)
+        _publish(folder, target)
+    return described
+
+
+def wrap_files(
+    described: Manifest,
+    places: Mapping[str, Path],
+    checks: Sequence[Check],
+    target: Path,
+    *,
+    force: bool = False,
+    progress: Progress = lambda line: None,
+) -> Manifest:
+    """Writes graphs that another exporter made as a bundle with hashes, certificate and goldens.
+
+    Args:
+        described: what the bundle holds; its file records are made anew.
+        places: paths of its files by plain name.
+        checks: the rungs that the graphs are held to, all of them against the original model.
+        target, force, progress: as for `write_bundle`.
+
+    Raises:
+        VlrtError: as `write_bundle`.
+    """
+    check_target(target, force)
+    with _staging(target) as folder:
+        for name, path in places.items():
+            shutil.copyfile(path, folder / name)
+        described = replace(described, files=_records(folder), created_by=_versions())
+        _write_manifest(folder, described)
+        bundle = Bundle.open(folder)
+        certificate = _climb(checks, folder, progress)
+        sessions = Sessions(bundle)
+        write_observed(folder, observe(bundle, sessions.run_chain, sessions))
         described = replace(described, certificate=tuple(certificate), goldens=FILE, files=_records(folder))
         _write_manifest(folder, described)
         Bundle.open(folder)
@@ -157,11 +195,17 @@ def _prove(plan: Plan, folder: Path, progress: Progress) -> list[Measurement]:
         progress(f"proving {graph.role} against torch")
         certificate += measure_graph(graph, sessions)
         admit(certificate)
-    for check in plan.checks:
+    certificate += _climb(plan.checks, folder, progress)
+    write_goldens(plan, folder, bundle, sessions)
+    return certificate
+
+
+def _climb(checks: Iterable[Check], folder: Path, progress: Progress) -> list[Measurement]:
+    certificate: list[Measurement] = []
+    for check in checks:
         progress(f"proving {getattr(check, '__name__', 'the family').replace('_', ' ')}")
         certificate += check(folder)
         admit(certificate)
-    write_goldens(plan, folder, bundle, sessions)
     return certificate
 
 
@@ -181,7 +225,7 @@ def _write_manifest(folder: Path, described: Manifest) -> None:
 
 def _versions() -> dict[str, str]:
     found = {"vlrt": vlrt.__version__}
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers"):
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "optimum-onnx"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

@@ -35,16 +35,21 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 @click.option("--activation", help="Of a CLIP state dict in OpenAI's layout: quick_gelu (the original's) or gelu.")
 @click.option("--position", type=click.Choice(["end", "middle", "front"]), help="Of clip-prompts: the label's place.")
 @click.option("--labels-file", type=click.Path(path_type=Path), help="Of clip-prompts: labels in training order.")
+@click.option("--via", type=click.Choice(["optimum"]), help="Let Optimum export a hub id or folder that has no family.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity certificate as JSON.")
-def export(name: str, output: Path | None, force: bool, as_json: bool, **choices: Any) -> None:
+def export(name: str, output: Path | None, force: bool, as_json: bool, via: str | None, **choices: Any) -> None:
     """Trace the model NAME (see `vlrt models`) to ONNX, prove every graph against torch, write one bundle.
 
-    The name clip-prompts converts CoOp's learned prompts instead: --source CHECKPOINT -o FILE.npz.
+    The name clip-prompts converts CoOp's learned prompts instead: --source CHECKPOINT -o FILE.npz. With --via, NAME is
+    a hub id or folder.
     """
     _need_libraries()
     position, labels_file = choices.pop("position"), choices.pop("labels_file")
     if name == _CLIP_PROMPTS:
         _convert_prompts(choices["source"], output, position or "end", labels_file, force)
+        return
+    if via is not None:
+        _wrap(choices["source"] or name, output, force, as_json)
         return
     from vlrt_export.bundle_writer import check_target, write_bundle
     from vlrt_export.request import Request, build
@@ -61,6 +66,15 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, **choices
     started = time.monotonic()
     plan = build(request)
     manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"))
+    _report(manifest, target, time.monotonic() - started, as_json)
+
+
+def _wrap(source: str, output: Path | None, force: bool, as_json: bool) -> None:
+    from vlrt_export.via_optimum import export_via_optimum
+
+    target = output or zoo.home() / Path(source.partition("@")[0]).name
+    started = time.monotonic()
+    manifest = export_via_optimum(source, target, force=force, progress=lambda line: _say(f"{line} …"))
     _report(manifest, target, time.monotonic() - started, as_json)
 
 

@@ -143,7 +143,7 @@ def measure_sequences(
         arrays[text.input] = TextCodec.open(bundle).encode([question] * len(_PICTURES))
     given = {name: torch.from_numpy(array) for name, array in arrays.items()}
     initial = sessions.run_chain(spec.chain, arrays)
-    step = StepModel(spec, sessions.get(spec.step))
+    step = StepModel.open(spec, sessions.get)
     for name, setting in SETTINGS.items():
         options = {**setting, "max_new_tokens": _NEW_TOKENS}
         found = decode(step, initial, DecodeOptions(**options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,14 +23,19 @@ def write_goldens(plan: Plan, folder: Path, bundle: Bundle, sessions: Sessions) 
     graphs = {graph.role: graph for graph in plan.graphs}
 
     def run_chain(roles: Iterable[str], arrays: Mapping[str, Array]) -> dict[str, Array]:
-        known, produced = dict(arrays), {}
+        known = dict(arrays)
+        produced: dict[str, Array] = {}
         for role in roles:
             outputs = _run(graphs[role], known)
             produced |= outputs
             known |= outputs
         return produced
 
-    observed = observe(bundle, run_chain, sessions)
+    write_observed(folder, observe(bundle, run_chain, sessions))
+
+
+def write_observed(folder: Path, observed: Mapping[str, Any]) -> None:
+    """Writes what `vlrt.verify.observe` gave as `goldens.json`."""
     (folder / FILE).write_text(json.dumps(observed, indent=None) + "\n", encoding="utf-8")
 
 

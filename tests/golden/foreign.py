@@ -112,7 +112,9 @@ def sequences(reference: transformers.VisionEncoderDecoderModel, given: dict, se
     return rows
 
 
-def export(name: str, decoder: transformers.PretrainedConfig, seed: int, merged: bool) -> None:
+def export(
+    name: str, decoder: transformers.PretrainedConfig, seed: int, merged: bool, keep_weights: bool = False
+) -> None:
     reference = model(decoder, seed)
     processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
     with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as written:
@@ -125,6 +127,8 @@ def export(name: str, decoder: transformers.PretrainedConfig, seed: int, merged:
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
         superseded = {"decoder_model.onnx", "decoder_with_past_model.onnx"} if merged else set()
+        if keep_weights:
+            shutil.copyfile(Path(source) / "model.safetensors", target / "model.safetensors")
         for path in sorted(Path(written).iterdir()):
             if path.name not in superseded | {"vocab.json", "special_tokens_map.json"}:
                 shutil.copyfile(path, target / path.name)
@@ -175,7 +179,7 @@ def export_clip(name: str) -> None:
 
 
 if __name__ == "__main__":
-    export("foreign_merged", gpt2(2), 15, merged=True)
+    export("foreign_merged", gpt2(2), 15, merged=True, keep_weights=True)
     export("foreign_two_files", gpt2(1), 2, merged=False)
     export("foreign_trocr", trocr(), 34, merged=True)
     export_clip("foreign_clip")
