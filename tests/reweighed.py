@@ -58,8 +58,9 @@ def replace_weights(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
     replaced = 0
     for tensor in model.graph.initializer:
         if tensor.name not in weights:
-            # Shapes, and scales of attention; whatever is larger would be weights that were not replaced.
-            assert np.prod(tensor.dims) <= 4, f"`{tensor.name}` {tensor.dims} is no parameter of {graph.role}"
+            # Shapes, tables of indices, and scales of attention; whatever is larger would be weights not replaced.
+            small = np.prod(tensor.dims) <= 4 or tensor.data_type == onnx.TensorProto.INT64
+            assert small, f"`{tensor.name}` {tensor.dims} is no parameter of {graph.role}"
             continue
         value = weights[tensor.name].numpy()
         assert list(value.shape) == list(tensor.dims)
