@@ -31,7 +31,11 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 @click.option("--force", is_flag=True, help="Replace the bundle at the output folder.")
 @click.option("--encoder", help="Image encoder of a captioner: vgg16, vgg19, googlenet, resnet101, efficientnet-lite2.")
 @click.option("--attention", help="Attention of a captioner: soft, hard or hard-sampled.")
+@click.option(
+    "--data", type=click.Path(), help="Of a captioner: photographs with captions, to admit it by BLEU and CIDEr."
+)
 @click.option("--tokenizer", type=click.Path(), help="Tokenizer file or folder, where the checkpoint has none.")
+@click.option("--clip", metavar="CHECKPOINT", help="Of ClipCap: the CLIP whose image tower it was trained on.")
 @click.option("--activation", help="Of a CLIP state dict in OpenAI's layout: quick_gelu (the original's) or gelu.")
 @click.option("--position", type=click.Choice(["end", "middle", "front"]), help="Of clip-prompts: the label's place.")
 @click.option("--labels-file", type=click.Path(path_type=Path), help="Of clip-prompts: labels in training order.")
@@ -111,7 +115,8 @@ def _report(manifest: Manifest, target: Path, seconds: float, as_json: bool) -> 
         return
     size = sum(entry.bytes for entry in manifest.files.values())
     for line in manifest.certificate:
-        click.echo(f"  {line.stage:32} {line.metric}: {line.value:.3g} (limit {line.limit:.3g})")
+        bound = "at most" if line.better == "lower" else "at least"
+        click.echo(f"  {line.stage:32} {line.metric}: {line.value:.4g} ({bound} {line.limit:.4g})")
     click.echo(
         f"{target}: {len(manifest.graphs)} graphs, {size / 1e6:.1f} MB, {seconds:.0f} s; all within their limits"
     )

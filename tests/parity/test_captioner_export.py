@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from torch import nn
 
 from vlrt.bundle import Bundle
+from vlrt.errors import UsageError
 from vlrt.manifest import Source
 from vlrt.tasks.caption import Captioner as CaptionTask
 from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.caption_quality import measure_quality, quality_checks
 from vlrt_export.captioner import Captioner, Words, forbid, seeded, word_level
 from vlrt_export.captioner_checks import captioner_checks
 from vlrt_export.captioner_graphs import (
@@ -154,3 +157,50 @@ def test_a_bundle_that_captions_otherwise_than_the_reference_is_not_written(enco
     with pytest.raises(ParityError, match="captions, greedy"):
         write_bundle(plan, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def corpus(bundle: Bundle, photograph: Any, tmp_path: Path) -> Path:
+    """Photographs of which two in three have what the bundle says as their reference, the others something else."""
+    (tmp_path / "images").mkdir()
+    lines = []
+    for seed in range(9):
+        picture = photograph(80, 50 + seed, seed=seed)
+        picture.save(tmp_path / "images" / f"{seed}.png")
+        said = CaptionTask(bundle)(picture).text if seed % 3 else "nothing of the kind is here"
+        lines.append({"image": f"{seed}.png", "captions": [said]})
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("bundle", ["soft"], indirect=True)
+def test_quality_admits_what_captions_as_torch_does(bundle: Bundle, corpus: Path, encoder: nn.Module) -> None:
+    found = list(measure_quality(_captioner(encoder, "soft"), bundle.path, corpus))
+    assert [line.metric for line in found] == ["BLEU-4", "CIDEr-D"]
+    assert all(line.passed and line.value > line.limit > 0 for line in found), found
+    assert found[0].value < 100
+
+
+@pytest.mark.parametrize("bundle", ["soft"], indirect=True)
+def test_quality_refuses_what_captions_worse(bundle: Bundle, corpus: Path, encoder: nn.Module) -> None:
+    # References that the torch modules meet and the bundle, traced from other weights, does not.
+    better = replace(_captioner(encoder, "soft"), decoder=seeded(4, lambda: _decoder("soft")))
+    target = corpus / "better"
+    assert isinstance(better.decoder, ShowAttendTell)
+    write_bundle(replace(_plan(better, better.decoder), checks=()), target)
+    names = [f"{seed}.png" for seed in range(9)]
+    said = CaptionTask(Bundle.open(target)).batch([corpus / "images" / name for name in names])
+    lines = [{"image": name, "captions": [caption.text]} for name, caption in zip(names, said)]
+    lines[0]["captions"] = ["nothing of the kind is here"]
+    (corpus / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    assert not any(line.passed for line in measure_quality(better, bundle.path, corpus))
+
+
+def test_quality_needs_photographs_with_captions(encoder: nn.Module, tmp_path: Path) -> None:
+    captioner = _captioner(encoder, "soft")
+    assert quality_checks(captioner, None) == []
+    with pytest.raises(UsageError, match=r"captions\.jsonl. does not exist"):
+        quality_checks(captioner, tmp_path)
+    (tmp_path / "captions.jsonl").write_text("{}", "utf-8")
+    with pytest.raises(UsageError, match="holds other lines"):
+        quality_checks(captioner, tmp_path)

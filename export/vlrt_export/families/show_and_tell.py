@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlrt.errors import UsageError
+from vlrt_export.caption_quality import quality_checks
 from vlrt_export.captioner import Captioner, licensed
 from vlrt_export.captioner_checks import captioner_checks
 from vlrt_export.captioner_graphs import (
@@ -52,7 +53,10 @@ def build(request: Request) -> Plan:
         decode=replace(decode_spec(captioner), defaults=defaults),
         files=bundle_files(captioner),
         card=captioner.card,
-        checks=captioner_checks(captioner, request.tolerance("score", 1e-3)),
+        checks=[
+            *captioner_checks(captioner, request.tolerance("score", 1e-3)),
+            *quality_checks(captioner, request.option("data")),
+        ],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlrt.errors import UsageError
+from vlrt_export.caption_quality import quality_checks
 from vlrt_export.captioner import Captioner, licensed
 from vlrt_export.captioner_checks import captioner_checks
 from vlrt_export.captioner_graphs import (
@@ -78,5 +79,8 @@ def _plan(request: Request, captioner: Captioner, decoder: AttentiveDecoder) -> 
         embed=embed_spec(model) if model else None,
         files=bundle_files(captioner),
         card=captioner.card,
-        checks=captioner_checks(captioner, request.tolerance("score", 1e-3)),
+        checks=[
+            *captioner_checks(captioner, request.tolerance("score", 1e-3)),
+            *quality_checks(captioner, request.option("data")),
+        ],
     )
