@@ -32,7 +32,8 @@ def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
     from vlrt.engines.onnxruntime import OnnxRuntimeSession
 
     spec, path = bundle.graph(role)
-    return OnnxRuntimeSession(spec, path, options)
+    decode = bundle.manifest.decode
+    return OnnxRuntimeSession(spec, path, options, looped=decode is not None and role == decode.step)
 
 
 class Sessions:

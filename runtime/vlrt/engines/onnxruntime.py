@@ -40,15 +40,20 @@ def load_library() -> ModuleType:
 
 
 class OnnxRuntimeSession:
-    """One ONNX graph loaded by ONNX Runtime; see `vlrt.engines.session.Session`."""
+    """One ONNX graph loaded by ONNX Runtime; see `vlrt.engines.session.Session`.
 
-    def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions) -> None:
+    Args:
+        looped: the graph is run again and again at once, as a decoder's step: its threads spin between runs, which
+            saves their waking several times a step (the captioner's step takes 0.26 instead of 0.39 ms for a row).
+    """
+
+    def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions, looped: bool = False) -> None:
         self.spec = spec
         library = load_library()
         provider = _provider(library, options.device)
         if path.suffix != ".onnx":
             raise BundleError(f"`{path.name}` is not an ONNX graph by its name", "export the bundle again")
-        settings = _settings(library, options, path.stem)
+        settings = _settings(library, options, path.stem, looped)
         try:
             # By default the Python wrapper falls back to the CPU, when it loads a graph and again when one fails.
             self._session = library.InferenceSession(str(path), settings, providers=[provider], enable_fallback=0)
@@ -113,14 +118,14 @@ def _provider(library: ModuleType, device: str) -> Any:
     return (name, {"device_id": index or "0"}) if kind == "cuda" else name
 
 
-def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
+def _settings(library: ModuleType, options: EngineOptions, stem: str, looped: bool) -> Any:
     settings = library.SessionOptions()
     settings.log_severity_level = 4  # what it has to say comes as an exception too
     settings.intra_op_num_threads = options.thread_count
     settings.inter_op_num_threads = 1
     # Each session has a pool of its own (a pool of the process would forbid other users of onnxruntime theirs), and
     # while idle ones spin they keep the cores from the graph that runs next.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if looped else "0")
     if options.profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / stem)
