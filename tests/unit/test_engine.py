@@ -315,6 +315,7 @@ def test_sessions_load_each_graph_once(bundle: Bundle, monkeypatch: pytest.Monke
     sessions.prepare(["image_encoder", "caption_memory"])
     sessions.prepare(["caption_memory", "image_encoder"])
     assert sessions.get("image_encoder") is sessions.get("image_encoder")
+    assert sessions.get("caption_memory") is sessions.get("caption_memory")
     assert sorted(opened) == ["caption_memory", "image_encoder"]
 
 
