@@ -98,21 +98,25 @@ def _measure_sequences(folder: Path, model: Blip2, reference: Any, tolerance: fl
     spec, image = bundle.manifest.decode, bundle.manifest.image
     if spec is None or image is None:
         raise BundleError("the staged bundle does not decode")
-    sessions = Sessions(bundle)
-    step = StepModel(spec, sessions.get(spec.step))
     pixels = pictures.preprocess([noise_picture(*size) for size in _PICTURES], image)
     given, arrays, prompts = _prompts(bundle, model)
-    initial = sessions.run_chain(spec.chain, {image.input: pixels} | arrays)
     known = len(spec.start_ids) if model.encoder else len(prompts[0])
-    for name, setting in SETTINGS.items():
-        options = {**setting, "max_new_tokens": _NEW_TOKENS}
+    settings = {name: {**setting, "max_new_tokens": _NEW_TOKENS} for name, setting in SETTINGS.items()}
+
+    def run(**chosen: Any) -> Any:
+        return reference.generate(pixel_values=torch.from_numpy(pixels), **given, **chosen)
+
+    # One after the other, as the weights of a large model do not fit into memory twice.
+    expected = {
+        name: expected_sequences(run, known, spec.end_ids, {"do_sample": False, **options})
+        for name, options in settings.items()
+    }
+    # The encoder's sessions end with the chain, before the decoder's begins.
+    initial = Sessions(bundle).run_chain(spec.chain, {image.input: pixels} | arrays)
+    step = StepModel(spec, Sessions(bundle).get(spec.step))
+    for name, options in settings.items():
         found = generate(step, initial, DecodeOptions(**options), prompts=prompts)
-
-        def run(**chosen: Any) -> Any:
-            return reference.generate(pixel_values=torch.from_numpy(pixels), **given, **chosen)
-
-        expected = expected_sequences(run, known, spec.end_ids, {"do_sample": False, **options})
-        agreement = compare(found, expected)
+        agreement = compare(found, expected[name])
         yield from measurements("answers", name, agreement, len(_PICTURES), class_name(model), tolerance)
 
 

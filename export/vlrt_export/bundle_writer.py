@@ -20,11 +20,12 @@ from vlrt.engines import Sessions
 from vlrt.errors import VlrtError
 from vlrt.manifest import FileRecord, GraphSpec, Manifest, Measurement, TensorSpec
 from vlrt.verify import observe
+from vlrt_export.external_data import MappedWeights, move_weights, places, weight_bytes
 from vlrt_export.goldens import FILE, write_goldens, write_observed
 from vlrt_export.graph import Check, Graph, Plan
 from vlrt_export.parity import admit, measure_graph
 from vlrt_export.precision import store_exact_halves
-from vlrt_export.trace import signature, trace
+from vlrt_export.trace import signature, trace, trace_large
 
 Progress = Callable[[str], None]
 
@@ -168,14 +169,14 @@ def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
 
 
 def write_graph(graph: Graph, folder: Path) -> GraphSpec:
-    model = trace(graph)
-    halves = store_exact_halves(model)
     file, external = f"{graph.role}.onnx", f"{graph.role}.bin"
-    large = sum(tensor.ByteSize() for tensor in model.graph.initializer) > EXTERNAL_ABOVE
+    large = weight_bytes(graph.module) > EXTERNAL_ABOVE
     if large:
-        onnx.save_model(model, folder / file, save_as_external_data=True, location=external, size_threshold=1024)
+        model, halves = _trace_beside(graph, folder / external)
     else:
-        onnx.save_model(model, folder / file)
+        model = trace(graph)
+        halves = store_exact_halves(model)
+    onnx.save_model(model, folder / file)
     return GraphSpec(
         file=file,
         precision="fp32",
@@ -186,17 +187,27 @@ def write_graph(graph: Graph, folder: Path) -> GraphSpec:
     )
 
 
+def _trace_beside(graph: Graph, external: Path) -> tuple[onnx.ModelProto, bool]:
+    """Traces a large graph; its weights go to the file `external`, and out of memory: the module's are mapped then."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=external.parent, ignore_cleanup_errors=True) as scratch:
+        model = trace_large(graph, Path(scratch))
+        graph.mapped.append(MappedWeights(Path(scratch, "weights"), places(model)))
+        halves = move_weights(model, Path(scratch), external)
+    graph.mapped[-1].replace(graph.module)
+    return model, halves
+
+
 def _prove(plan: Plan, folder: Path, progress: Progress) -> list[Measurement]:
     """Climbs the parity ladder on the staged files, stops at the first rung that breaks, then stores goldens."""
     bundle = Bundle.open(folder)
-    sessions = Sessions(bundle)
     certificate: list[Measurement] = []
     for graph in plan.graphs:
         progress(f"proving {graph.role} against torch")
-        certificate += measure_graph(graph, sessions)
+        # Sessions of one graph only: those of a large model do not fit into memory together with its modules.
+        certificate += measure_graph(graph, Sessions(bundle))
         admit(certificate)
     certificate += _climb(plan.checks, folder, progress)
-    write_goldens(plan, folder, bundle, sessions)
+    write_goldens(plan, folder, bundle, Sessions(bundle))
     return certificate
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlrt.manifest import AnswerSpec, DecodeSpec, EmbedSpec, ImageSpec, MatchSpec, Measurement, Source, TextSpec
+from vlrt_export.external_data import MappedWeights
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Graph:
         in_place: output name -> name of the input whose buffer it shares, as caches do in the loop.
         filled: input [R] with the last position that each row of an in-place output has filled, on axis 2; what
             lies beyond is not compared. Empty: all of it is.
+        mapped: of a large graph that was written: its module's weights, in a file instead of memory.
     """
 
     role: str
@@ -41,6 +43,12 @@ class Graph:
     tolerance: float = 1e-4
     in_place: Mapping[str, str] = field(default_factory=dict)
     filled: str = ""
+    mapped: list[MappedWeights] = field(default_factory=list)
+
+    def drop_weights(self) -> None:
+        """Gives back what mapped weights take of memory until they are used again."""
+        for weights in self.mapped:
+            weights.drop()
 
 
 Check = Callable[[Path], Iterable[Measurement]]

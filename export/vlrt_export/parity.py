@@ -28,8 +28,10 @@ def measure_graph(graph: Graph, sessions: Sessions) -> Iterator[Measurement]:
     if graph.dynamic and len({_shapes(case) for case in cases}) < 2:
         raise ValueError(f"graph `{graph.role}` has dynamic axes: give cases of several shapes")
     worst = dict.fromkeys(map(_stage, graph.outputs), 0.0)
-    for case in cases:
-        expected = run_torch(graph, case)
+    # One after the other: weights of a large model do not fit into memory twice, once for each.
+    references = [run_torch(graph, case) for case in cases]
+    graph.drop_weights()
+    for case, expected in zip(cases, references):
         found = _run_session(graph, sessions.get(graph.role), case, expected)
         for name in graph.outputs:
             if graph.filled and name in graph.in_place:

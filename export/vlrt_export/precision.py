@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
 _SMALL = 1024
 """Vectors of fewer elements stay as they are: they save nothing and would each cost a node."""
+
+_BLOCK = 1 << 20
+"""Elements compared at once: matrices of large models are to be in memory as few times as can be."""
 
 
 def store_exact_halves(model: onnx.ModelProto) -> bool:
@@ -25,20 +30,33 @@ def store_exact_halves(model: onnx.ModelProto) -> bool:
     """
     casts = []
     for tensor in model.graph.initializer:
-        if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _SMALL:
-            continue
-        values = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            halves = values.astype(np.float16)
-        if not np.array_equal(halves.astype(np.float32), values):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}.fp16"))
-        casts.append(onnx.helper.make_node("Cast", [f"{name}.fp16"], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT))
+        halves = exact_halves(numpy_helper.to_array(tensor)) if tensor.data_type == onnx.TensorProto.FLOAT else None
+        if halves is not None:
+            casts.append(cast_back(tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(halves, casts[-1].input[0]))
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
     return bool(casts)
+
+
+def exact_halves(values: NDArray[Any]) -> NDArray[np.float16] | None:
+    """The same numbers as fp16, where they are fp32, not few, and fp16 holds every one of them."""
+    if values.dtype != np.float32 or values.size < _SMALL:
+        return None
+    halves, flat = np.empty(values.size, np.float16), values.reshape(-1)
+    for start in range(0, values.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        with np.errstate(over="ignore"):
+            halves[start : start + _BLOCK] = block
+        if not np.array_equal(halves[start : start + _BLOCK].astype(np.float32), block):
+            return None
+    return halves.reshape(values.shape)
+
+
+def cast_back(name: str) -> onnx.NodeProto:
+    """The node that gives what is stored as fp16 its name and type back."""
+    return onnx.helper.make_node("Cast", [f"{name}.fp16"], [name], f"{name}.cast", to=onnx.TensorProto.FLOAT)
 
 
 class ChannelAffine(nn.Module):

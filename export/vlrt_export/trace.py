@@ -8,9 +8,11 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 
 from vlrt.errors import VlrtError
@@ -30,7 +32,20 @@ def trace(graph: Graph) -> onnx.ModelProto:
     Raises:
         VlrtError: torch cannot trace the module.
     """
-    with _quiet(), torch.no_grad():
+    with _quiet():
+        return _tidy(_program(graph).model_proto, graph)
+
+
+def trace_large(graph: Graph, folder: Path) -> onnx.ModelProto:
+    """As `trace`, with the weights in the file ``weights`` of `folder`: they are in memory in the module alone."""
+    with _quiet():
+        file = folder / "graph"
+        onnx_ir.save(_program(graph).model, file, "protobuf", external_data="weights", max_workers=1)
+        return _tidy(onnx.load(file, load_external_data=False), graph)
+
+
+def _program(graph: Graph) -> torch.onnx.ONNXProgram:
+    with torch.no_grad():
         try:
             program = torch.onnx.export(
                 keep_halves(graph.module),
@@ -46,7 +61,7 @@ def trace(graph: Graph) -> onnx.ModelProto:
             raise VlrtError(f"graph `{graph.role}` cannot be traced: {reason}", "report this with the model") from error
     if program is None:
         raise VlrtError(f"graph `{graph.role}` was traced to nothing", "report this with the model")
-    return _tidy(program.model_proto, graph)
+    return program
 
 
 def _dynamic_shapes(graph: Graph) -> tuple[Any, ...]:
