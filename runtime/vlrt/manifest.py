@@ -219,6 +219,7 @@ class DecodeSpec:
         prefill: role of the graph for the first call where it is another one; only beside ``kv_concat``.
         defaults: values for `vlrt.decode.DecodeOptions` by field name.
         max_length: most tokens a sequence may have, prompt included.
+        end_is_text: whether the end id belongs to the sentence, as a full stop does.
     """
 
     chain: tuple[str, ...]
@@ -234,6 +235,7 @@ class DecodeSpec:
     token: str = "token"
     logits: str = "logits"
     prefill: str = ""
+    end_is_text: bool = False
 
     def __post_init__(self) -> None:
         ids = (*self.start_ids, *self.end_ids, self.pad_id)

@@ -15,6 +15,7 @@ from vlrt_export.modules.attention_kv import (
     cross_attention,
     last_tokens,
     memory_keys_values,
+    place_prefix,
 )
 from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate
 
@@ -137,6 +138,10 @@ class Gpt2(nn.Module):
     def embed(self, token: Tensor, position: Tensor) -> Tensor:
         """First states [R, W, C] of tokens [R, W] at their positions."""
         return cast(Tensor, self.wte(token) + self.wpe(position))
+
+    def embed_prefixed(self, prefix: Tensor, token: Tensor, position: Tensor) -> Tensor:
+        """The same where the first positions of B images are taken by their prefix [B, Q, C]."""
+        return place_prefix(self.wte(token), prefix, position) + cast(Tensor, self.wpe(position))
 
     def forward(
         self,

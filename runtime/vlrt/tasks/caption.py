@@ -28,7 +28,7 @@ class Caption:
         text: the sentence, with the prompt that it begins with.
         score: what the search ranks by: the sum of log-probabilities, divided as the length penalty says.
         tokens: generated ids, the end id included where the sentence ended.
-        words: each token's own text, without the end.
+        words: each token's own text, without the end where that is no text.
         attention: where the model looked at each of `words`: float32 [words, rows, columns], each map sums to one;
             `None` for models that do not attend.
         alternatives: the further hypotheses of the search, best first (only on the best one).
@@ -146,7 +146,7 @@ class Captioner:
 
     def _caption(self, hypothesis: Hypothesis, begun: Sequence[int], **more: Any) -> Caption:
         ids = [int(i) for i in hypothesis.tokens]
-        ended = bool(ids) and ids[-1] in self.spec.end_ids
+        ended = bool(ids) and ids[-1] in self.spec.end_ids and not self.spec.end_is_text
         spoken = ids[:-1] if ended else ids
         return Caption(
             text=self.codec.decode([*begun, *spoken]),
