@@ -20,6 +20,7 @@ from vlrt.errors import VlrtError, VlrtWarning
 
 COMMANDS = {
     "run": ("vlrt.commands.run:run", "Caption, match, search, classify or embed photographs."),
+    "chat": ("vlrt.commands.chat:chat", "Ask one photograph question after question."),
     "models": ("vlrt.commands.models:models", "List the models we know and which are here."),
     "info": ("vlrt.commands.info:info", "Show versions, engines and devices; name what is wrong."),
     "inspect": ("vlrt.commands.inspect:inspect", "Show what a bundle holds, and its parity certificate."),

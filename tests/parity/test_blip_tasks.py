@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
 transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
 
+from vlrt import cli  # noqa: E402
 from vlrt.bundle import Bundle  # noqa: E402
 from vlrt.decode import DecodeOptions, generate, score_continuations  # noqa: E402
 from vlrt.errors import UsageError  # noqa: E402
@@ -215,6 +217,47 @@ def test_from_question_to_answer(
     scores = [ranked.score, *(a.score for a in ranked.alternatives)]
     assert scores == sorted(scores, reverse=True)
     assert not recwarn.list
+
+
+def test_a_photograph_is_looked_at_once(
+    questions: tuple[Path, Path], photograph: Callable[..., Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer, picture = Answerer(Bundle.open(questions[1])), photograph(50, 30, seed=3)
+    asked = ("how many dogs are there?", "a cat?", "how many dogs are there?")
+    expected = [answerer(picture, question, max_new_tokens=6) for question in asked]
+    seen = answerer.look(picture)
+    runs: list[str] = []
+    run_chain = answerer.sessions.run_chain
+    monkeypatch.setattr(
+        answerer.sessions, "run_chain", lambda roles, given: (runs.extend(roles), run_chain(roles, given))[1]
+    )
+    found = [answerer.ask(seen, question, max_new_tokens=6) for question in asked]
+    assert [(a.text, a.score) for a in found] == [(a.text, a.score) for a in expected]
+    assert answerer.ask(seen, asked[0], ANSWERS).text == answerer(picture, asked[0], ANSWERS).text
+    assert "image_encoder" in answerer.spec.chain
+    assert runs
+    assert "image_encoder" not in runs[:3]
+
+
+def test_a_chat_of_some_questions(
+    questions: tuple[Path, Path],
+    photograph: Callable[..., Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = tmp_path / "photograph.png"
+    photograph(50, 30, seed=3).save(picture)
+    lines = "how many dogs are there?\n" + "cat " * 2000 + "\na cat?\n\nnever asked\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    cli.main(["chat", str(picture), "--model", str(questions[1]), "--max-new-tokens", "6"])
+    printed = capsys.readouterr()
+    answerer = Answerer(Bundle.open(questions[1]))
+    said = printed.out.splitlines()
+    assert len(said) == 3
+    assert said[0] == answerer(picture, "how many dogs are there?", max_new_tokens=6).text
+    assert said[2] == answerer(picture, "a cat?", max_new_tokens=6).text
+    assert printed.err.startswith("warning: ")
 
 
 def test_questions_that_cannot_be_meant(questions: tuple[Path, Path], photograph: Callable[..., Image.Image]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from vlrt import image as pictures
@@ -34,6 +35,13 @@ class Answer:
     tokens: tuple[int, ...] = ()
     alternatives: tuple[Answer, ...] = ()
     timings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photograph as a model keeps it: pixels, and outputs of its image graphs by name [1, …]."""
+
+    arrays: Mapping[str, Array]
 
 
 class Answerer:
@@ -86,17 +94,68 @@ class Answerer:
         """The answer to each photograph's question, decoded together."""
         if len(photographs) != len(questions):
             raise UsageError(f"there are {len(questions)} questions for {len(photographs)} photographs")
-        chosen, given = self.options(**options), None if answers is None else _distinct(answers)
-        if given is not None and options:
-            raise UsageError(f"`{next(iter(options))}` is of the search, which given answers do without")
+        chosen, given = self._chosen(answers, options)
         if not photographs:
             return []
         started = time.perf_counter()
-        arrays, prompts = self._read(questions)
+        asked = self._read(questions)
         loaded = [pictures.load(photograph) for photograph in photographs]
-        arrays[self.image_spec.input] = pictures.preprocess(loaded, self.image_spec)
+        pixels = pictures.preprocess(loaded, self.image_spec)
         read = time.perf_counter()
-        initial = self.sessions.run_chain(self.spec.chain, arrays)
+        seen = self._encode(pixels)
+        encoded = time.perf_counter()
+        timings = {"read": read - started, "encode": encoded - read}
+        return self._answers(seen, asked, given, chosen, timings)
+
+    def look(self, photograph: ImageLike) -> Seen:
+        """Runs once what a photograph alone decides, for any number of questions.
+
+        Raises:
+            ImageError: not a readable image.
+        """
+        return Seen(self._encode(pictures.preprocess([pictures.load(photograph)], self.image_spec)))
+
+    def ask(self, seen: Seen, question: str, answers: Iterable[str] | None = None, **options: Any) -> Answer:
+        """The answer to a question about a photograph that was looked at; as calling, without its image encoder."""
+        chosen, given = self._chosen(answers, options)
+        return self._answers(seen.arrays, self._read([question]), given, chosen, {"read": 0.0, "encode": 0.0})[0]
+
+    def _chosen(
+        self, answers: Iterable[str] | None, options: Mapping[str, Any]
+    ) -> tuple[DecodeOptions, list[str] | None]:
+        chosen, given = self.options(**options), None if answers is None else _distinct(answers)
+        if given is not None and options:
+            raise UsageError(f"`{next(iter(options))}` is of the search, which given answers do without")
+        return chosen, given
+
+    def _encode(self, pixels: Array) -> dict[str, Array]:
+        """The pixels, and outputs of those graphs of the chain that read nothing but the photograph."""
+        given = {self.image_spec.input: pixels}
+        return given | self.sessions.run_chain(self._image_roles, given)
+
+    @cached_property
+    def _image_roles(self) -> list[str]:
+        known = {self.image_spec.input}
+        roles = []
+        for role in self.spec.chain:
+            graph = self.bundle.manifest.graphs[role]
+            if {tensor.name for tensor in graph.inputs} <= known:
+                known |= {tensor.name for tensor in graph.outputs}
+                roles.append(role)
+        return roles
+
+    def _answers(
+        self,
+        seen: Mapping[str, Array],
+        asked: tuple[dict[str, Array], list[list[int]]],
+        given: Sequence[str] | None,
+        chosen: DecodeOptions,
+        timings: dict[str, float],
+    ) -> list[Answer]:
+        started = time.perf_counter()
+        arrays, prompts = asked
+        rest = [role for role in self.spec.chain if role not in self._image_roles]
+        initial = {**seen, **self.sessions.run_chain(rest, {**seen, **arrays})}
         encoded = time.perf_counter()
         if given is None:
             hypotheses = generate(self.step_model, initial, chosen, prompts=prompts)
@@ -106,7 +165,11 @@ class Answerer:
             ranked = [[self._answer(h) for h in image] for image in hypotheses]
         else:
             ranked = [self._rank(_one(initial, i), prompt, given) for i, prompt in enumerate(prompts)]
-        timings = {"read": read - started, "encode": encoded - read, "decode": time.perf_counter() - encoded}
+        timings = {
+            "read": timings["read"],
+            "encode": timings["encode"] + encoded - started,
+            "decode": time.perf_counter() - encoded,
+        }
         return [Answer(a[0].text, a[0].score, a[0].tokens, tuple(a[1:]), timings) for a in ranked]
 
     def options(self, **overrides: Any) -> DecodeOptions:
