@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlrt.errors import VlrtError
 from vlrt.manifest import ImageSpec, Source
 from vlrt_export.modules.dual_encoder import DualEncoder
+from vlrt_export.request import Request
 
 Decoder = TypeVar("Decoder", bound=nn.Module)
 
@@ -126,9 +127,10 @@ def forbid(bias: Tensor, ids: Iterable[int]) -> None:
         bias[list(ids)] = -torch.inf
 
 
-def licensed(source: Source, license_name: str) -> Source:
-    """The source under the licence that the zoo states for it, if it states one."""
-    return replace(source, license=license_name) if license_name else source
+def credited(source: Source, request: Request) -> Source:
+    """The source with the origin and licence that the zoo states for it, where it states them."""
+    origin, licence = request.option("origin", source.origin), request.entry.license or source.license
+    return replace(source, origin=origin, license=licence)
 
 
 def seeded(seed: int, build: Callable[[], Decoder]) -> Decoder:

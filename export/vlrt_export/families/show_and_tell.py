@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vlrt.errors import UsageError
 from vlrt_export.caption_quality import quality_checks
-from vlrt_export.captioner import Captioner, licensed
+from vlrt_export.captioner import Captioner, credited
 from vlrt_export.captioner_checks import captioner_checks
 from vlrt_export.captioner_graphs import (
     bundle_files,
@@ -47,7 +47,7 @@ def build(request: Request) -> Plan:
             memory_graph(captioner, decoder, tolerance),
             plain_step_graph(decoder, tolerance),
         ],
-        source=licensed(captioner.source, request.entry.license),
+        source=credited(captioner.source, request),
         image=captioner.image,
         text=text_spec(captioner),
         decode=replace(decode_spec(captioner), defaults=defaults),

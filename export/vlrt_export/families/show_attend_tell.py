@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlrt.errors import UsageError
 from vlrt_export.caption_quality import quality_checks
-from vlrt_export.captioner import Captioner, licensed
+from vlrt_export.captioner import Captioner, credited
 from vlrt_export.captioner_checks import captioner_checks
 from vlrt_export.captioner_graphs import (
     AttentiveDecoder,
@@ -72,7 +72,7 @@ def _plan(request: Request, captioner: Captioner, decoder: AttentiveDecoder) -> 
         family="show-attend-tell",
         tasks=("caption", *(_EMBEDDING_TASKS if model else ())),
         graphs=graphs + (dual_encoder_graphs(captioner, model, tolerance) if model else []),
-        source=licensed(captioner.source, request.entry.license),
+        source=credited(captioner.source, request),
         image=captioner.image,
         text=text_spec(captioner),
         decode=decode_spec(captioner),
