@@ -212,10 +212,19 @@ def _safetensors(path: Path) -> dict[str, Callable[[], Tensor]]:
     except (SafetensorError, OSError, ValueError) as error:
         raise VlrtError(f"`{path.name}` is damaged: {error}", "download or copy the file again") from error
 
-    def loader(name: str) -> Callable[[], Tensor]:
-        return lambda: handle.get_tensor(name)
+    return {name: _safetensor(path, name) for name in names}
 
-    return {name: loader(name) for name in names}
+
+def _safetensor(path: Path, name: str) -> Callable[[], Tensor]:
+    def load() -> Tensor:
+        from safetensors import safe_open
+
+        # Opened anew each time: one handle would keep every page that was ever read, a second copy of the weights.
+        with safe_open(str(path), framework="pt") as handle:
+            tensor: Tensor = handle.get_tensor(name)
+            return tensor
+
+    return load
 
 
 def _sha256(path: Path) -> str:
