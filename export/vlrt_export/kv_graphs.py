@@ -151,7 +151,7 @@ def memory_graph(decoder: KvDecoder, memory: Memory, tolerance: float) -> Graph:
     """Encoder states [B, S, M] to the keys and values that every layer of the decoder reads."""
     cases = [{memory.input: _normal(n, memory.length or s, memory.width, seed=n)} for n, s in ((2, 5), (1, 3), (3, 7))]
     axes = {0: "images"} if memory.length else {0: "images", 1: "length"}
-    names = _names("memory_", decoder.sizes.layers)
+    names = _memory_names(decoder)
     named = [_memory_axes(name, memory) for name in names]
     return Graph(
         role=MEMORY,
@@ -175,7 +175,7 @@ def step_graph(decoder: KvDecoder, memory: Memory | None, tolerance: float, pref
     cache_axes = {0: "rows", 2: "positions"}
     dynamic |= dict.fromkeys(caches, cache_axes)
     if memory:
-        dynamic |= {name: _memory_axes(name, memory) for name in _names("memory_", decoder.sizes.layers)}
+        dynamic |= {name: _memory_axes(name, memory) for name in _memory_names(decoder)}
     if memory and memory.masked:
         dynamic[MASK] = {0: "images", 1: "length"}
     if prefix:
@@ -198,7 +198,7 @@ def step_graph(decoder: KvDecoder, memory: Memory | None, tolerance: float, pref
 def states(decoder: KvDecoder, memory: Memory | None, prefix: Prefix | None = None) -> tuple[StateSpec, ...]:
     """The manifest's states: caches, what cross-attention reads, and an image's prefix."""
     caches = [StateSpec("kv", name, f"next_{name}") for name in _names("", decoder.sizes.layers)]
-    read = [StateSpec("memory", name) for name in _names("memory_", decoder.sizes.layers)] if memory else []
+    read = [StateSpec("memory", name) for name in _memory_names(decoder)] if memory else []
     mask = [StateSpec("memory", MASK)] if memory and memory.masked else []
     first = [StateSpec("memory", prefix.input)] if prefix else []
     return (*caches, *read, *mask, *first)
@@ -208,10 +208,15 @@ def _names(prefix: str, layers: int) -> tuple[str, ...]:
     return tuple(f"{prefix}{kind}.{layer}" for layer in range(layers) for kind in ("key", "value"))
 
 
+def _memory_names(decoder: KvDecoder) -> tuple[str, ...]:
+    """Of all layers, or of fewer where only some have cross-attention (CoCa)."""
+    return _names("memory_", getattr(decoder.sizes, "memory_layers", decoder.sizes.layers))
+
+
 def _memory_axes(name: str, memory: Memory) -> dict[int, str]:
     if memory.length:
         return {0: "images"}
-    return {0: "images", 3 if "key" in name else 2: "length"}
+    return {0: "images", 2 if "key" in name else 3: "length"}
 
 
 def _flat(pairs: Sequence[KeysValues]) -> tuple[Tensor, ...]:
@@ -248,7 +253,7 @@ def _case(decoder: KvDecoder, memory: Memory | None, prefix: Prefix | None, call
         encoded = _normal(images, memory.length or 3 + images, memory.width, seed=rows)
         with torch.no_grad():
             found = _Memory(decoder, memory.projection)(encoded)
-        case |= dict(zip(_names("memory_", sizes.layers), cast("tuple[Tensor, ...]", found)))
+        case |= dict(zip(_memory_names(decoder), cast("tuple[Tensor, ...]", found)))
     return case
 
 

@@ -111,11 +111,11 @@ def memory_keys_values(keys: Tensor, values: Tensor, heads: int, scale: float | 
         scale: of the dot products; 1/√D where `None`.
 
     Returns:
-        Keys, scaled and transposed, [B, H, D, S], and values [B, H, S, D].
+        Keys, scaled, [B, H, S, D], and values, transposed, [B, H, D, S].
     """
     split = split_heads(keys, heads)
     scaled = split * (split.shape[-1] ** -0.5 if scale is None else scale)
-    return KeysValues(scaled.transpose(2, 3).contiguous(), split_heads(values, heads).contiguous())
+    return KeysValues(scaled.contiguous(), split_heads(values, heads).transpose(2, 3).contiguous())
 
 
 def cross_attention(query: Tensor, memory: KeysValues, mask: Tensor | None = None) -> Tensor:
@@ -129,13 +129,14 @@ def cross_attention(query: Tensor, memory: KeysValues, mask: Tensor | None = Non
     Returns:
         Mixed values [B·k, W, H·D].
     """
-    images, heads, depth, _ = memory.keys.shape
-    q = query.reshape(images, -1, heads, depth).transpose(1, 2)
-    scores = q @ memory.keys
+    images, heads, _, depth = memory.keys.shape
+    # The memory is the left factor of both products: engines repack the right one, here the few rows, at every call.
+    q = query.reshape(images, -1, heads, depth).permute(0, 2, 3, 1)
+    scores = memory.keys @ q
     if mask is not None:
-        scores = scores + mask[:, None, None, :]
-    mixed = (scores.softmax(-1) @ memory.values).transpose(1, 2)
-    return mixed.reshape(query.shape)
+        scores = scores + mask[:, None, :, None]
+    mixed = memory.values @ scores.softmax(2)
+    return mixed.permute(0, 3, 1, 2).reshape(query.shape)
 
 
 def place_prefix(words: Tensor, prefix: Tensor, position: Tensor) -> Tensor:
