@@ -19,7 +19,7 @@ from vlrt_export.modules.attention_kv import (
     memory_keys_values,
     split_heads,
 )
-from vlrt_export.modules.dense import Dense, activate
+from vlrt_export.modules.dense import Dense, activate, embedding
 from vlrt_export.modules.gpt2 import DecoderSizes
 
 
@@ -45,8 +45,8 @@ class BertEmbeddings(nn.Module):
     def __init__(self, sizes: DecoderSizes, positions: Positions) -> None:
         super().__init__()
         self.positions = positions
-        self.word = nn.Embedding(sizes.vocabulary, sizes.width)
-        self.position = nn.Embedding(sizes.positions, sizes.width)
+        self.word = embedding(sizes.vocabulary, sizes.width)
+        self.position = embedding(sizes.positions, sizes.width)
         self.norm = nn.LayerNorm(sizes.width, sizes.epsilon)
 
     def forward(self, token: Tensor, position: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class BertDecoder(nn.Module):
         self.transform = Dense(sizes.width, sizes.width)
         self.transform_norm = nn.LayerNorm(sizes.width, sizes.epsilon)
         self.transform_activation = sizes.activation
-        self.head = self.embeddings.word if tied else nn.Embedding(sizes.vocabulary, sizes.width)
+        self.head = self.embeddings.word if tied else embedding(sizes.vocabulary, sizes.width)
         self.head_bias = nn.Parameter(torch.zeros(sizes.vocabulary))
 
     def memory(self, states: Tensor) -> list[KeysValues]:

@@ -25,6 +25,13 @@ class Dense(nn.Module):
         return product if self.bias is None else product + self.bias
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding whose random rows have length one on average, so that logits made with them stay small."""
+    made = nn.Embedding(rows, width)
+    nn.init.normal_(made.weight, std=width**-0.5)
+    return made
+
+
 def activate(x: Tensor, name: str) -> Tensor:
     """The activation that transformers calls `name`.
 

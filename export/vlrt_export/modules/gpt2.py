@@ -17,7 +17,7 @@ from vlrt_export.modules.attention_kv import (
     memory_keys_values,
     place_prefix,
 )
-from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate
+from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate, embedding
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ class Gpt2(nn.Module):
     def __init__(self, sizes: DecoderSizes, tied: bool = True) -> None:
         super().__init__()
         self.sizes = sizes
-        self.wte = nn.Embedding(sizes.vocabulary, sizes.width)
-        self.wpe = nn.Embedding(sizes.positions, sizes.width)
+        self.wte = embedding(sizes.vocabulary, sizes.width)
+        self.wpe = embedding(sizes.positions, sizes.width)
         self.h = nn.ModuleList(_Layer(sizes) for _ in range(sizes.layers))
         self.ln_f = nn.LayerNorm(sizes.width, sizes.epsilon)
-        self.lm_head = self.wte if tied else nn.Embedding(sizes.vocabulary, sizes.width)
+        self.lm_head = self.wte if tied else embedding(sizes.vocabulary, sizes.width)
 
     def memory(self, states: Tensor) -> list[KeysValues]:
         """Keys and values of every layer's cross-attention from encoder states [B, S, M]."""
