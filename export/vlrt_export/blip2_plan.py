@@ -78,7 +78,7 @@ def plan(request: Request, family: str, instructed: bool) -> Plan:
 
 
 def _texts(request: Request, checkpoint: Checkpoint | None, model: Blip2) -> _Texts:
-    given, qformer, ids = request.option("tokenizer"), model.sizes.qformer, model.ids
+    given, ids = request.option("tokenizer"), model.ids
     if model.retrieval:
         tokenizer = _query_tokenizer(checkpoint, given, model)
         return _Texts(_query_text(model, tokenizer, FILE, IDS), {FILE: _json(tokenizer)})
@@ -95,8 +95,6 @@ def _texts(request: Request, checkpoint: Checkpoint | None, model: Blip2) -> _Te
     folder = checkpoint.folder / QUERY_FOLDER if checkpoint and checkpoint.folder else None
     query = _query_tokenizer(None, str(folder) if folder else None, model)
     files = {FILE: _json(tokenizer), QUERY_FILE: _json(query)}
-    if qformer.positions < 3:
-        raise VlrtError(f"the Q-Former reads {qformer.positions} tokens, which leaves no room for words")
     return _Texts(text, files, _query_text(model, query, QUERY_FILE, QUERY_IDS))
 
 
