@@ -35,7 +35,7 @@ def measure_pixels(spec: ImageSpec, limit: float, processor: str, **more: Any) -
     import transformers
 
     made = getattr(transformers, processor)(
-        size={"height": spec.size[0], "width": spec.size[1]},
+        size=dict(zip(("height", "width"), spec.stretched or spec.size)),
         resample=FILTERS[spec.interpolation],
         rescale_factor=spec.scale,
         image_mean=list(spec.mean),

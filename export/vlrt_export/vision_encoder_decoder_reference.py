@@ -26,7 +26,9 @@ def reference_checks(
     """Pixels where the processor stretches, and sequences."""
 
     def pixels(_: Path) -> Iterator[Measurement]:
-        yield measure_pixels(spec, tolerance("pixels", 1e-6), "ViTImageProcessor")
+        crop = {"crop_size": dict(zip(("height", "width"), spec.size))} if spec.stretched else {}
+        kind = "DeiTImageProcessor" if crop else "ViTImageProcessor"
+        yield measure_pixels(spec, tolerance("pixels", 1e-6), kind, **crop)
 
     def sequences(folder: Path) -> Iterator[Measurement]:
         reference = transformers_model(model, checkpoint)

@@ -94,16 +94,21 @@ def _pixels(picture: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
 
 
 def _fit(picture: Image.Image, spec: ImageSpec) -> Image.Image:
-    height, width = spec.size
     method = _FILTERS[spec.interpolation]
     if spec.resize == "stretch":
-        return picture.resize((width, height), method)
+        stretched = picture.resize((spec.stretched or spec.size)[::-1], method)
+        return _crop(stretched, spec) if spec.stretched else stretched
     short, long = min(picture.size), max(picture.size)
     longer = max(spec.shortest_edge, int(spec.shortest_edge * long / short))
     if longer > MOST_PIXELS // spec.shortest_edge:
         raise ImageError(f"the picture of {picture.width}x{picture.height} pixels is too narrow", "crop it first")
     size = (spec.shortest_edge, longer) if picture.width <= picture.height else (longer, spec.shortest_edge)
-    resized = picture.resize(size, method)
+    return _crop(picture.resize(size, method), spec)
+
+
+def _crop(resized: Image.Image, spec: ImageSpec) -> Image.Image:
+    """The centre of `spec.size`."""
+    height, width = spec.size
     halve = round if spec.crop_rounding == "half_even" else math.floor
     left, top = halve((resized.width - width) / 2), halve((resized.height - height) / 2)
     return resized.crop((left, top, left + width, top + height))

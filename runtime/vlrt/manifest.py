@@ -130,6 +130,7 @@ class ImageSpec:
         size: height and width of the result in pixels.
         resize: ``stretch`` to `size`, or ``shortest_edge`` to `shortest_edge` pixels and then a centre crop to `size`.
         shortest_edge: pixels; only for that resize.
+        stretched: height and width that ``stretch`` gives before a centre crop to `size`; `size` itself where `None`.
         interpolation: Pillow's filter of that name.
         crop_rounding: of the crop's corner where the margin is odd: ``floor`` as transformers, ``half_even`` as
             torchvision.
@@ -145,6 +146,7 @@ class ImageSpec:
     shortest_edge: int = 0
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
     crop_rounding: Literal["floor", "half_even"] = "floor"
+    stretched: tuple[int, int] | None = None
     input: str = "pixels"
 
     def __post_init__(self) -> None:
@@ -152,6 +154,11 @@ class ImageSpec:
             raise refuse(f"image size {list(self.size)} is outside 1 to 8192 pixels")
         if self.resize == "shortest_edge" and self.shortest_edge < max(self.size):
             raise refuse(f"shortest edge {self.shortest_edge} is smaller than the crop {list(self.size)}")
+        if self.stretched is not None:
+            fits = all(size <= side <= 8192 for size, side in zip(self.size, self.stretched))
+            if self.resize != "stretch" or not fits:
+                what = f"an image stretched to {list(self.stretched)} does not hold the crop {list(self.size)}"
+                raise refuse(what)
         if not all(self.std) or not self.scale:
             raise refuse("image scale and std must not be zero")
 

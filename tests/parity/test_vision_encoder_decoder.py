@@ -96,8 +96,16 @@ def save(model: Any, pair: str, folder: Path) -> Path:
         letters = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "Ġ", "p", "h", "o", "t", *map(chr, range(192, 255))]
         (folder / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}), "utf-8")
         (folder / "merges.txt").write_text("#version: 0.2\nĠ a\n".replace("Ġ a\n", ""), "utf-8")
-    transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    processor(pair).save_pretrained(folder)
     return folder
+
+
+def processor(pair: str) -> Any:
+    """ViT's stretches to the model's pixels, DeiT's to more and crops."""
+    if pair.startswith("deit"):
+        sides = {"size": {"height": 20, "width": 22}, "crop_size": {"height": SIDE, "width": SIDE}}
+        return transformers.DeiTImageProcessor(**sides)
+    return transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
 
 
 def request(folder: Path) -> Request:
@@ -189,9 +197,8 @@ def test_different_images_give_different_captions(exported: Exported) -> None:
 def test_from_photograph_to_ids(exported: Exported, photograph: Callable[..., Image.Image]) -> None:
     captioner = Captioner(Bundle.open(exported.bundle))
     model = exported.models[0][0]
-    processor = transformers.ViTImageProcessor(size={"height": SIDE, "width": SIDE})
     pictures = [photograph(50, 30, seed=1), photograph(33, 47, seed=2)]
-    seen = processor(pictures, return_tensors="pt")["pixel_values"]
+    seen = processor(exported.pair)(pictures, return_tensors="pt")["pixel_values"]
     options = {"num_beams": 3, "max_new_tokens": 8, "do_sample": False}
     expected = expected_sequences(lambda **chosen: model.generate(seen, **chosen), 1, (END,), options)
     found = captioner.batch(pictures, num_beams=3, max_new_tokens=8)

@@ -261,3 +261,46 @@ def test_the_written_form_is_stable(tiny: ModuleType, whole: Manifest) -> None:
     """Equal manifests are equal bytes, so that a bundle's hash means something."""
     assert manifest.dump(whole) == manifest.dump(manifest.parse(manifest.dump(whole)))
     assert list(record.write(whole))[:3] == ["schema", "name", "family"]
+
+
+def test_a_stretched_image_must_hold_its_crop() -> None:
+    mean = (0.5, 0.5, 0.5)
+    assert ImageSpec((8, 8), mean, mean, stretched=(9, 10)).stretched == (9, 10)
+    for more in ({"stretched": (7, 9)}, {"stretched": (9, 9), "resize": "shortest_edge", "shortest_edge": 8}):
+        with pytest.raises(BundleError, match="does not hold the crop"):
+            ImageSpec((8, 8), mean, mean, **more)  # type: ignore[arg-type]
+
+
+ANSWERS = {"question": "prompt", "template": "Question: {} Answer:"}
+
+
+def test_an_answer_section_round_trips(value: dict[str, Any]) -> None:
+    value["answer"] = ANSWERS
+    found = manifest.parse(json.dumps(value))
+    assert found.answer == manifest.AnswerSpec("prompt", "Question: {} Answer:")
+    assert manifest.parse(manifest.dump(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(answer=ANSWERS | {"template": "no place"}), "needs `{}` once"),
+        (lambda v: v.update(answer=ANSWERS | {"template": "{} {}"}), "needs `{}` once"),
+        (lambda v: v.update(answer=ANSWERS | {"question": "guess"}), "question"),
+        (lambda v: (v.update(answer=ANSWERS), v.pop("decode")), "needs image, text and decode sections"),
+        (lambda v: v.update(match={"image": [], "graph": "text_encoder"}), "needs the graphs that encode an image"),
+        (lambda v: v.update(match={"image": ["image_encoder"], "graph": "judge"}), "`judge`, which the bundle lacks"),
+        (
+            lambda v: v.update(match={"image": ["image_encoder"], "graph": "text_encoder", "output": "text_embedding"}),
+            "expected one number a sentence",
+        ),
+        (
+            lambda v: v.update(match={"image": ["image_encoder"], "graph": "caption_step", "output": "logits"}),
+            "comes from nowhere",
+        ),
+    ],
+)
+def test_answers_and_matches_that_are_refused(value: dict[str, Any], change: Change, message: str) -> None:
+    change(value)
+    with pytest.raises(BundleError, match=message):
+        manifest.parse(json.dumps(value))
