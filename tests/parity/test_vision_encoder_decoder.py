@@ -218,6 +218,10 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
         (lambda c: c["decoder"].update(model_type="xlnet"), "text decoders of kind `xlnet` are not known"),
         (lambda c: c["decoder"].update(n_layer=3), "lacks the tensor `decoder.transformer.h.2."),
         (lambda c: c["decoder"].update(n_layer=1), "unexpected tensor `decoder.transformer.h.1."),
+        (
+            lambda c: c["decoder"].update(n_head=8),
+            "heads of 4 are not served, the cache's operator wants multiples of 8",
+        ),
         (lambda c: c["decoder"].update(n_inner=7), r"has shape \[32, 128\], expected \[32, 7\]"),
         (lambda c: c.update(model_type="bert"), "is a `bert` model, expected `vision-encoder-decoder`"),
         (lambda c: c["decoder"].update(scale_attn_by_inverse_layer_idx=True), "is not served"),

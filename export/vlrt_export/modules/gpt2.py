@@ -45,6 +45,8 @@ class DecoderSizes:
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not split over {self.heads} heads")
+        if self.head_width % 8:
+            raise ValueError(f"heads of {self.head_width} are not served, the cache's operator wants multiples of 8")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation `{self.activation}` is not one of {', '.join(ACTIVATIONS)}")
 
