@@ -96,7 +96,8 @@ def _read(part: Part, shape: torch.Size, tensors: Mapping[str, Tensor], where: s
     if part.optional and not any(name in tensors for name in part.names):
         return nn.Parameter(torch.zeros(shape), requires_grad=False)
     expected = list(shape)[::-1] if part.transpose else list(shape)
-    expected[part.axis] //= len(part.names)
+    if len(part.names) > 1:
+        expected[part.axis] //= len(part.names)
     pieces = [_tensor(name, expected, tensors, where) for name in part.names]
     value = torch.cat(pieces, part.axis) if len(pieces) > 1 else pieces[0]
     if part.transpose and value.ndim == 2:
