@@ -74,7 +74,10 @@ def main() -> None:
     print(f"reads {read / 1e6:.0f} MB a step at {speed / 1e9:.1f} GB/s: limit {limit:.1f} ms")
     for rows, seconds in times.items():
         median = statistics.median(seconds) * 1e3
-        print(f"rows {rows}: {median:.1f} ms median, {min(seconds) * 1e3:.1f} best, {median / limit:.2f} x limit")
+        best = min(seconds) * 1e3
+        print(
+            f"rows {rows}: {median:.1f} ms median, {best:.1f} best; {median / limit:.2f} and {best / limit:.2f} x limit"
+        )
 
 
 def _seconds(call: object) -> float:

@@ -8,6 +8,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlrt.errors import VlrtError
 from vlrt_export.modules.attention_kv import (
     KeysValues,
     Places,
@@ -46,7 +47,8 @@ class DecoderSizes:
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"a width of {self.width} does not split over {self.heads} heads")
         if self.head_width % 8:
-            raise ValueError(f"heads of {self.head_width} are not served, the cache's operator wants multiples of 8")
+            what = f"attention heads of {self.head_width} are not served, the cache's operator wants multiples of 8"
+            raise VlrtError(what, "check `config.json`, or report this with the model")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation `{self.activation}` is not one of {', '.join(ACTIVATIONS)}")
 
