@@ -35,6 +35,7 @@ class Bundle:
         self.manifest = description
         self._places = dict(places or {})
         self._verified: set[str] = set()
+        self._digests: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -74,6 +75,24 @@ class Bundle:
             with self._lock:
                 self._verified.add(name)
         return self._path(name)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file's content: the manifest's, or of a file that it cannot know, computed once."""
+        entry = self.manifest.files[name]
+        if not isinstance(entry, UnverifiedFile):
+            return entry.sha256
+        with self._lock:
+            if name not in self._digests:
+                self._digests[name] = sha256(self._path(name))
+            return self._digests[name]
+
+    @property
+    def identity(self) -> str:
+        """What tells this bundle from every other one and from itself exported again, as hexadecimal digits."""
+        if not self.is_foreign:
+            return sha256(self.path / MANIFEST)
+        contents = [manifest.dump(self.manifest), *map(self.digest, sorted(self.manifest.files))]
+        return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
     @property
     def is_foreign(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlrt.bundle import MANIFEST, Bundle, sha256
+from vlrt.bundle import Bundle
 from vlrt.errors import VlrtError
 from vlrt.zoo import cache_folder
 
@@ -41,7 +41,7 @@ class PhotoIndex:
         Raises:
             VlrtError: the file is something else, or damaged; it is left as it is.
         """
-        index = cls(store, sha256(bundle.path / MANIFEST), dimension)
+        index = cls(store, bundle.identity, dimension)
         if not os.path.lexists(store):
             return index
         try:

@@ -73,7 +73,7 @@ class PromptRequest:
         names += [described.text.tokenizer] if described.text else []
         parts: dict[str, object] = {
             "format": _FORMAT,
-            "files": {name: described.files[name].sha256 for name in names},
+            "files": {name: bundle.digest(name) for name in names},
             "text": repr(described.text),
             "labels": self.labels,
             "templates": self.templates,

@@ -294,3 +294,29 @@ def test_damaged_graphs_are_refused_and_nothing_else_happens(copy: Path) -> None
         path.write_bytes(bytes(damaged))
         with contextlib.suppress(BundleError):  # any other exception fails the test; three bytes may also be harmless
             signature(path)
+
+
+@pytest.fixture
+def clip_copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN / "foreign_clip", tmp_path / "clip"))
+
+
+def test_clip_towers_search_and_classify(clip_copy: Path, photographs: Path) -> None:
+    for words in (["search", "w5 w9", str(photographs)], ["classify", str(photographs), "--labels", "w5,w9"]):
+        done = CliRunner().invoke(root, ["run", *words, "--model", str(clip_copy)])
+        assert done.exit_code == 0, done.output
+        assert "a.jpg" in done.output
+
+
+def test_other_weights_are_another_identity(clip_copy: Path) -> None:
+    before = Bundle.open(clip_copy)
+    known = before.identity, before.digest("text_model.onnx")
+    assert known[0] == Bundle.open(clip_copy).identity
+    graph = clip_copy / "onnx" / "text_model.onnx"
+    model = onnx.load(graph)
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.raw_data = bytes(len(weights.raw_data))
+    onnx.save_model(model, graph)
+    after = Bundle.open(clip_copy)
+    assert after.identity != known[0]
+    assert after.digest("text_model.onnx") != known[1]

@@ -29,7 +29,8 @@ def _print(opened: Bundle, found: Manifest) -> None:
     click.echo(f"source   {found.source.origin} ({found.source.license}) {found.source.revision}")
     if found.source.note:
         click.echo(f"note     {found.source.note}")
-    click.echo("made by  " + ", ".join(f"{name} {number}" for name, number in found.created_by.items()))
+    if found.created_by:
+        click.echo("made by  " + ", ".join(f"{name} {number}" for name, number in found.created_by.items()))
     for role, graph in found.graphs.items():
         size = sum(found.files[name].bytes for name in (graph.file, *graph.external))
         stored = f", stored {graph.storage}" if graph.storage else ""
@@ -44,7 +45,7 @@ def _print(opened: Bundle, found: Manifest) -> None:
         click.echo(f"decode   {json.dumps(found.decode.defaults)}")
     if found.embed:
         click.echo(f"embed    {found.embed.dimension} dimensions, scale {found.embed.scale:.4g}")
-    click.echo("parity certificate:")
+    click.echo("parity certificate:" if found.certificate else "parity certificate: none")
     for line in found.certificate:
         sign = "<=" if line.better == "lower" else ">="
         click.echo(f"  {line.stage:36} {line.metric}: {line.value:.4g} {sign} {line.limit:.4g}  [{line.reference}]")
