@@ -112,7 +112,7 @@ class CaptionProbe:
 
     def __init__(self, bundle: Bundle, options: EngineOptions, decode: dict[str, Any]) -> None:
         self.captioner = Captioner(bundle, options)
-        for role in (*self.captioner.spec.chain, self.captioner.spec.step):
+        for role in self.captioner.spec.roles:
             self.captioner.sessions.get(role)
         self.sessions = self.captioner.sessions
         self.decode = decode

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,7 @@ _ENCODER, _MERGED, _FIRST, _LATER = "encoder_model", "decoder_model_merged", "de
 _VISION, _TEXT = "vision_model", "text_model"
 _PIXELS, _IDS, _STATES, _HIDDEN = "pixel_values", "input_ids", "encoder_hidden_states", "last_hidden_state"
 _PAST, _PRESENT = "past_key_values.", "present."
+_KIND = re.compile(r"[A-Za-z0-9][\w.-]{0,60}")
 _LARGEST_JSON = 64 << 20
 _CLIP_SCALE = 100.0
 """Bound that CLIP's training keeps its scale at, and where every published model ended; the graphs do not hold it."""
@@ -148,6 +150,8 @@ class _Folder:
     def manifest(self, config: Mapping[str, Any], tasks: tuple[str, ...], **sections: Any) -> Manifest:
         source = Source(self.path.name, "unverified", "see the model's source", _NOTE)
         family = str(config.get("model_type", "unknown"))
+        if not _KIND.fullmatch(family):
+            raise BundleError(f"`model_type` of {CONFIG} is {family[:60]!r}, expected a name", "is it the right file?")
         return Manifest(manifest.SCHEMA, self.path.name, family, tasks, source, self.records, **sections)
 
 

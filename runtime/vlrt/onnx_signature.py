@@ -90,5 +90,8 @@ def _text(data: Reader, span: _Span, wanted: int) -> str:
         if number == wanted:
             if last - first > _LONGEST_NAME:
                 raise ValueError("a name is longer than any honest one")
-            return data.bytes(first, last).decode("utf-8")
+            name = data.bytes(first, last).decode("utf-8")
+            if not name.isprintable():  # it will be shown on somebody's terminal
+                raise ValueError("a name holds control characters")
+            return name
     return ""

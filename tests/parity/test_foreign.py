@@ -240,6 +240,9 @@ def test_external_data_beside_the_graph_is_read(copy: Path) -> None:
         ("preprocessor_config.json", {"size": {"shortest_edge": 16}}, "leaves the other side open"),
         ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5"),
         ("preprocessor_config.json", {"resample": 9}, "resampling 9"),
+        ("preprocessor_config.json", {"resample": []}, "values of another kind"),
+        ("generation_config.json", {"max_new_tokens": "many"}, "values of another kind"),
+        ("config.json", {"model_type": "\x1b[2J"}, "expected a name"),
         ("config.json", {"decoder": {"model_type": "gpt2"}}, "how many positions"),
         ("config.json", {"decoder": {"n_positions": "many", "max_position_embeddings": -5}}, "sensible max_length"),
     ],
@@ -273,6 +276,13 @@ def test_the_commands_say_that_it_is_unverified() -> None:
     verified = CliRunner().invoke(root, ["verify", str(GOLDEN / "foreign_merged")], standalone_mode=False)
     assert isinstance(verified.exception, BundleError)
     assert "others exported" in str(verified.exception)
+
+
+def test_names_that_would_disturb_a_terminal_are_refused(copy: Path) -> None:
+    model = onnx.load(copy / "encoder_model.onnx")
+    model.graph.output[0].name = "\x1b[2Jlast_hidden_state"
+    (copy / "encoder_model.onnx").write_bytes(model.SerializeToString())
+    refused(copy, "control characters")
 
 
 def test_a_folder_without_graphs_is_no_bundle(copy: Path) -> None:
