@@ -57,11 +57,15 @@ def reference_checks(
     def sequences(folder: Path) -> Iterator[Measurement]:
         reference = transformers_gpt2(model)
         weights = model.weights()
+        prefixes: dict[bytes, Tensor] = {}  # of the pictures, which are the same in every setting
 
         def generate(given: dict[str, Tensor], **options: Any) -> Any:
-            _, seen = _run(folder, "image_features", given["pixels"])
-            embeds = plain_prefix(weights, torch.from_numpy(seen))
-            return generate_behind(reference, embeds, end_ids, **options)
+            pixels = given["pixels"]
+            key = pixels.numpy().tobytes()
+            if key not in prefixes:
+                _, seen = _run(folder, "image_features", pixels)
+                prefixes[key] = plain_prefix(weights, torch.from_numpy(seen))
+            return generate_behind(reference, prefixes[key], end_ids, **options)
 
         spec = Bundle.open(folder).manifest.decode
         end_ids = spec.end_ids if spec else ()

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -244,8 +243,15 @@ def test_what_a_checkpoint_lacks_must_be_given(tmp_path: Path, missing: str, mat
         family.build(Request("tiny", request.entry, request.source, options=options))
 
 
-def test_random_weights_make_a_bundle(tmp_path: Path) -> None:
+def test_random_weights_make_a_plan() -> None:
+    """The same graphs as above, so that they need not be traced once more."""
     options = {"clip_sizes": CLIP, "gpt2": GPT2, "mapper": MAPPERS["mlp"]}
     plan = family.build(Request("tiny", Entry("clipcap", ("caption",), ""), random=True, options=options))
-    write_bundle(plan, tmp_path / "tiny")
-    assert Captioner(Bundle.open(tmp_path / "tiny"))(np.zeros((20, 20, 3), np.uint8), max_new_tokens=5).tokens
+    encoder, mapper, step = plan.graphs
+    with torch.no_grad():
+        prefix = mapper.module(encoder.module(pixels(0, 2)))
+    assert prefix.shape == (2, 10, 128)
+    assert step.in_place
+    assert plan.decode is not None
+    assert plan.decode.start_ids == (WORDS - 1,) * 10
+    assert plan.source.origin == "random"
