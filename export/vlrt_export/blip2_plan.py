@@ -58,11 +58,12 @@ def plan(request: Request, family: str, instructed: bool) -> Plan:
         raise VlrtError(what, f"`vlrt export {'instructblip' if model.instructed else 'blip2'} --source …`")
     texts = _texts(request, checkpoint, model)
     pixels = _image_spec(checkpoint, model)
+    graphs = blip2_graphs.graphs(model, request.tolerance("graph", 1e-4))
     return Plan(
         name=request.name,
         family=family,
         tasks=("match",) if model.retrieval else ("caption", "answer"),
-        graphs=blip2_graphs.graphs(model, request.tolerance("graph", 1e-4)),
+        graphs=graphs,
         source=_source(request, checkpoint),
         image=pixels,
         text=texts.text,
@@ -73,7 +74,7 @@ def plan(request: Request, family: str, instructed: bool) -> Plan:
         match=blip2_graphs.match_spec(model),
         files=texts.files,
         card=_RANDOM if checkpoint is None else _CARD,
-        checks=reference_checks(model, config, pixels, request.tolerance),
+        checks=reference_checks(model, config, graphs, pixels, request.tolerance),
     )
 
 

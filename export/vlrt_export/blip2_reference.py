@@ -15,12 +15,12 @@ from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.embedding import DualEncoder
 from vlrt.engines import Array, Sessions
 from vlrt.errors import BundleError
-from vlrt.manifest import ImageSpec, Measurement
+from vlrt.manifest import DecodeSpec, ImageSpec, Measurement
 from vlrt.text import PromptReader, TextCodec
 from vlrt_export.blip2_checkpoint import Blip2
 from vlrt_export.blip2_graphs import IDS, QUERY_IDS
-from vlrt_export.generate_reference import SETTINGS, compare, expected_sequences, measurements
-from vlrt_export.graph import Check
+from vlrt_export.generate_reference import SETTINGS, Expected, compare, expected_sequences, measurements
+from vlrt_export.graph import Check, Graph
 from vlrt_export.image_checks import measure_pixels, noise_picture
 from vlrt_export.parity import difference
 from vlrt_export.weight_layout import invert
@@ -30,17 +30,28 @@ Tolerance = Callable[[str, float], float]
 _PICTURES = ((200, 150), (97, 401))
 _QUESTIONS = ("how many dogs are there?", "what is this?")
 _SENTENCES = ("a dog", "two children play in the snow near a red car")
-_NEW_TOKENS = 10
+_OPTIONS = {name: {**setting, "max_new_tokens": 10} for name, setting in SETTINGS.items()}
 
 
-def reference_checks(model: Blip2, config: Mapping[str, Any], spec: ImageSpec, tolerance: Tolerance) -> Sequence[Check]:
-    """The rungs that transformers is the reference for."""
+def reference_checks(
+    model: Blip2, config: Mapping[str, Any], graphs: Sequence[Graph], spec: ImageSpec, tolerance: Tolerance
+) -> Sequence[Check]:
+    """The rungs that transformers is the reference for.
+
+    Args:
+        config: the parsed ``config.json``.
+        graphs: of the model; when the reference has run, the memory of their weights is given back.
+    """
 
     def pixels(_: Path) -> Iterator[Measurement]:
         yield measure_pixels(spec, tolerance("pixels", 1e-6), "BlipImageProcessor")
 
     def sequences(folder: Path) -> Iterator[Measurement]:
-        yield from _measure_sequences(folder, model, transformers_blip2(model, config), tolerance("score", 1e-4))
+        expected = _expected_sequences(folder, model, transformers_blip2(model, config))
+        # One after the other, as the weights of a large model do not fit into memory twice.
+        for graph in graphs:
+            graph.drop_weights()
+        yield from _measure_sequences(folder, model, expected, tolerance("score", 1e-4))
 
     def matching(folder: Path) -> Iterator[Measurement]:
         yield from _measure_matching(folder, transformers_blip2(model, config), tolerance("match", 1e-4))
@@ -93,31 +104,47 @@ def reference_ids(model: Blip2, ids: Array) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.from_numpy(together), "attention_mask": torch.from_numpy(present)}
 
 
-def _measure_sequences(folder: Path, model: Blip2, reference: Any, tolerance: float) -> Iterator[Measurement]:
+def _expected_sequences(folder: Path, model: Blip2, reference: Any) -> dict[str, list[list[Expected]]]:
+    """What the reference answers, by setting."""
     bundle = Bundle.open(folder)
-    spec, image = bundle.manifest.decode, bundle.manifest.image
-    if spec is None or image is None:
-        raise BundleError("the staged bundle does not decode")
-    pixels = pictures.preprocess([noise_picture(*size) for size in _PICTURES], image)
-    given, arrays, prompts = _prompts(bundle, model)
+    spec, pixels = _decode_spec(bundle), torch.from_numpy(_pixels(bundle))
+    given, _, prompts = _prompts(bundle, model)
     known = len(spec.start_ids) if model.encoder else len(prompts[0])
-    settings = {name: {**setting, "max_new_tokens": _NEW_TOKENS} for name, setting in SETTINGS.items()}
 
     def run(**chosen: Any) -> Any:
-        return reference.generate(pixel_values=torch.from_numpy(pixels), **given, **chosen)
+        return reference.generate(pixel_values=pixels, **given, **chosen)
 
-    # One after the other, as the weights of a large model do not fit into memory twice.
-    expected = {
+    return {
         name: expected_sequences(run, known, spec.end_ids, {"do_sample": False, **options})
-        for name, options in settings.items()
+        for name, options in _OPTIONS.items()
     }
-    # The encoder's sessions end with the chain, before the decoder's begins.
-    initial = Sessions(bundle).run_chain(spec.chain, {image.input: pixels} | arrays)
+
+
+def _measure_sequences(
+    folder: Path, model: Blip2, expected: Mapping[str, list[list[Expected]]], tolerance: float
+) -> Iterator[Measurement]:
+    bundle = Bundle.open(folder)
+    spec, pixels = _decode_spec(bundle), _pixels(bundle)
+    _, arrays, prompts = _prompts(bundle, model)
+    # The encoders' sessions end with the chain, before the decoder's begins.
+    initial = Sessions(bundle).run_chain(spec.chain, {"pixels": pixels} | arrays)
     step = StepModel(spec, Sessions(bundle).get(spec.step))
-    for name, options in settings.items():
+    for name, options in _OPTIONS.items():
         found = generate(step, initial, DecodeOptions(**options), prompts=prompts)
         agreement = compare(found, expected[name])
         yield from measurements("answers", name, agreement, len(_PICTURES), class_name(model), tolerance)
+
+
+def _decode_spec(bundle: Bundle) -> DecodeSpec:
+    if bundle.manifest.decode is None:
+        raise BundleError("the staged bundle does not decode")
+    return bundle.manifest.decode
+
+
+def _pixels(bundle: Bundle) -> Array:
+    if bundle.manifest.image is None:
+        raise BundleError("the staged bundle sees nothing")
+    return pictures.preprocess([noise_picture(*size) for size in _PICTURES], bundle.manifest.image)
 
 
 def _prompts(bundle: Bundle, model: Blip2) -> tuple[dict[str, Any], dict[str, Array], list[list[int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import tempfile
@@ -217,6 +218,8 @@ def _climb(checks: Iterable[Check], folder: Path, progress: Progress) -> list[Me
         progress(f"proving {getattr(check, '__name__', 'the family').replace('_', ' ')}")
         certificate += check(folder)
         admit(certificate)
+        # Loops and their models refer to each other, and with them sessions as large as the model.
+        gc.collect()
     return certificate
 
 
