@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlrt_export.modules.attention_kv import KeysValues, Places, cached_attention, last_tokens, place_prefix
-from vlrt_export.modules.dense import Dense, activate
+from vlrt_export.modules.dense import Dense, activate, embedding
 from vlrt_export.modules.gpt2 import DecoderSizes
 
 OFFSET = 2
@@ -69,13 +69,13 @@ class Opt(nn.Module):
         super().__init__()
         self.sizes = sizes
         words = sizes.embedding_width or sizes.width
-        self.words = nn.Embedding(sizes.vocabulary, words)
-        self.position = nn.Embedding(sizes.positions + OFFSET, sizes.width)
+        self.words = embedding(sizes.vocabulary, words)
+        self.position = embedding(sizes.positions + OFFSET, sizes.width)
         self.project_in = Dense(words, sizes.width, bias=False) if sizes.projected else None
         self.layers = nn.ModuleList(_Layer(sizes) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(sizes.width, sizes.epsilon) if sizes.final_norm else None
         self.project_out = Dense(sizes.width, words, bias=False) if sizes.projected else None
-        self.head = self.words if tied else nn.Embedding(sizes.vocabulary, words)
+        self.head = self.words if tied else embedding(sizes.vocabulary, words)
 
     def memory(self, states: Tensor) -> list[KeysValues]:
         """There is no cross-attention."""

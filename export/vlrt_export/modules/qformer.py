@@ -16,7 +16,7 @@ from vlrt_export.modules.attention_kv import (
     padding_mask,
     split_heads,
 )
-from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate
+from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate, embedding
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class QFormer(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.query_tokens = nn.Parameter(torch.randn(1, sizes.queries, sizes.width))
-        self.word = nn.Embedding(sizes.vocabulary, sizes.width) if sizes.vocabulary else None
-        self.position = nn.Embedding(sizes.positions, sizes.width) if sizes.vocabulary else None
+        self.word = embedding(sizes.vocabulary, sizes.width) if sizes.vocabulary else None
+        self.position = embedding(sizes.positions, sizes.width) if sizes.vocabulary else None
         self.norm = nn.LayerNorm(sizes.width, sizes.epsilon)
         self.layers = nn.ModuleList(_Layer(sizes, number) for number in range(sizes.layers))
 

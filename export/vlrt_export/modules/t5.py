@@ -21,7 +21,7 @@ from vlrt_export.modules.attention_kv import (
     padding_mask,
     split_heads,
 )
-from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate
+from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate, embedding
 
 _SCALE = 1.0
 """Of the dot products: T5 has its initialisation do what others divide by √D for."""
@@ -174,8 +174,8 @@ class T5Encoder(nn.Module):
     def __init__(self, sizes: T5Sizes, pad_id: int) -> None:
         super().__init__()
         self.sizes, self.pad_id = sizes, pad_id
-        self.words = nn.Embedding(sizes.vocabulary, sizes.width)
-        self.bias = nn.Embedding(sizes.buckets, sizes.heads)
+        self.words = embedding(sizes.vocabulary, sizes.width)
+        self.bias = embedding(sizes.buckets, sizes.heads)
         self.layers = nn.ModuleList(_EncoderLayer(sizes) for _ in range(sizes.encoder_layers))
         self.norm = RmsNorm(sizes)
 
@@ -208,11 +208,11 @@ class T5Decoder(nn.Module):
     def __init__(self, sizes: T5Sizes, tied: bool = False) -> None:
         super().__init__()
         self.sizes = sizes
-        self.words = nn.Embedding(sizes.vocabulary, sizes.width)
-        self.bias = nn.Embedding(sizes.buckets, sizes.heads)
+        self.words = embedding(sizes.vocabulary, sizes.width)
+        self.bias = embedding(sizes.buckets, sizes.heads)
         self.layers = nn.ModuleList(_DecoderLayer(sizes) for _ in range(sizes.layers))
         self.norm = RmsNorm(sizes)
-        self.head = self.words if tied else nn.Embedding(sizes.vocabulary, sizes.width)
+        self.head = self.words if tied else embedding(sizes.vocabulary, sizes.width)
 
     def memory(self, states: Tensor) -> list[KeysValues]:
         """Keys and values of every layer's cross-attention from encoder states [B, S, C]."""
