@@ -288,6 +288,10 @@ def test_an_answer_section_round_trips(value: dict[str, Any]) -> None:
         (lambda v: v.update(answer=ANSWERS | {"template": "{} {}"}), "needs `{}` once"),
         (lambda v: v.update(answer=ANSWERS | {"question": "guess"}), "question"),
         (lambda v: (v.update(answer=ANSWERS), v.pop("decode")), "needs image, text and decode sections"),
+        (
+            lambda v: v.update(instruction=v["text"] | {"tokenizer": "gone.json"}),
+            "the instruction section names `gone.json`",
+        ),
         (lambda v: v.update(match={"image": [], "graph": "text_encoder"}), "needs the graphs that encode an image"),
         (lambda v: v.update(match={"image": ["image_encoder"], "graph": "judge"}), "`judge`, which the bundle lacks"),
         (

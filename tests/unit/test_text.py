@@ -6,7 +6,7 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import pytest
 
 from vlrt.bundle import Bundle
 from vlrt.errors import BundleError, UsageError
-from vlrt.text import TextCodec, TextTruncatedWarning
+from vlrt.manifest import AnswerSpec
+from vlrt.text import PromptReader, TextCodec, TextTruncatedWarning
 
 A, THE, DOG, CAT = 4, 5, 6, 7
 
@@ -46,6 +47,24 @@ def test_padding(codec: TextCodec) -> None:
     assert ids.tolist() == [[1, THE, DOG, 2], [1, A, 2, 0]]
     assert with_spec(codec, pad_to_context=True, context=6).encode(["a"]).tolist() == [[1, A, 2, 0, 0, 0]]
     assert codec.pad([]).shape == (0, 0)
+
+
+def test_an_encoder_may_be_given_no_prompt(codec: TextCodec) -> None:
+    assert codec.prompt_row("") == codec.prompt_row("  ") == [1, 2]
+    assert codec.prompt_row("the dog") == codec.ids("the dog")
+
+
+def test_prompts_for_every_encoder_of_the_chain(codec: TextCodec, tiny_bundle_folder: Path) -> None:
+    bundle = Bundle.open(tiny_bundle_folder)
+    second = replace(codec.spec, input="query_ids", start_id=None)
+    asked = replace(bundle.manifest, answer=AnswerSpec("encoder"), instruction=second)
+    reader = PromptReader(SimpleNamespace(manifest=asked, file=bundle.file, name="tiny"), codec)  # type: ignore[arg-type]
+    assert reader.reads
+    found = {name: ids.tolist() for name, ids in reader.arrays(["the dog", ""]).items()}
+    assert found == {codec.spec.input: [[1, THE, DOG, 2], [1, 2, 0, 0]], "query_ids": [[THE, DOG, 2], [2, 0, 0]]}
+    continued = PromptReader(bundle, codec)
+    assert not continued.reads
+    assert continued.arrays(["the dog"]) == {}
 
 
 def test_what_is_too_long_is_cut_and_the_end_kept(codec: TextCodec) -> None:
