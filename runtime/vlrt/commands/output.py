@@ -25,8 +25,8 @@ _START = b'{"image": "'
 class ResultLines:
     """Prints results and appends them to a JSONL file, each line whole.
 
-    Used in a ``with`` block: leaving it normally is `finish`, leaving it by an exception keeps what can be resumed and
-    removes what cannot.
+    Used in a ``with`` block, which opens the file: leaving it normally is `finish`, leaving it by an exception keeps
+    what can be resumed and removes what cannot.
 
     Args:
         as_json: print JSON objects instead of text.
@@ -43,13 +43,9 @@ class ResultLines:
         self.out = None if out is None else Path(os.path.realpath(out))
         self.failed = 0
         self.done: set[str] = set()
+        self._given, self._resumes = out, resume
         self._part: Path | None = None
         self._stream: io.TextIOWrapper | None = None
-        if self.out is not None:
-            try:
-                self._stream = self._resume(self.out) if resume else self._replace(self.out)
-            except OSError as error:
-                raise VlrtError(f"`{out}` cannot be written: {error.strerror}", "choose another with --out") from None
 
     def _resume(self, out: Path) -> io.TextIOWrapper:
         if out.exists():
@@ -67,6 +63,17 @@ class ResultLines:
         return open(self._part, "w", encoding="utf-8")
 
     def __enter__(self) -> ResultLines:
+        if self.out is None:
+            return self
+        try:
+            self._stream = self._resume(self.out) if self._resumes else self._replace(self.out)
+        except OSError as error:
+            what = f"`{self._given}` cannot be written: {error.strerror}"
+            raise VlrtError(what, "choose another with --out") from None
+        except BaseException:  # an interrupt that comes just after the file was made
+            if self._part is not None:
+                self._part.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
