@@ -11,26 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
-
-from vlrt.bundle import Bundle  # noqa: E402
-from vlrt.decode import DecodeOptions, generate  # noqa: E402
-from vlrt.errors import VlrtError  # noqa: E402
-from vlrt.tasks.answer import Answerer  # noqa: E402
-from vlrt.tasks.caption import Captioner  # noqa: E402
-from vlrt.zoo import Entry  # noqa: E402
-from vlrt_export import blip2_graphs  # noqa: E402
-from vlrt_export.blip2_checkpoint import load_blip2  # noqa: E402
-from vlrt_export.blip2_reference import transformers_blip2  # noqa: E402
-from vlrt_export.bundle_writer import write_bundle  # noqa: E402
-from vlrt_export.checkpoints import open_checkpoint  # noqa: E402
-from vlrt_export.families import blip2, instructblip  # noqa: E402
-from vlrt_export.generate_reference import compare, expected_sequences  # noqa: E402
-from vlrt_export.request import Request  # noqa: E402
-from vlrt_export.text_files import stand_in  # noqa: E402
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, generate
+from vlrt.errors import VlrtError
+from vlrt.tasks.answer import Answerer
+from vlrt.tasks.caption import Captioner
+from vlrt.zoo import Entry
+from vlrt_export import blip2_graphs
+from vlrt_export.blip2_checkpoint import load_blip2
+from vlrt_export.blip2_reference import transformers_blip2
+from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.checkpoints import open_checkpoint
+from vlrt_export.families import blip2, instructblip
+from vlrt_export.generate_reference import compare, expected_sequences
+from vlrt_export.request import Request
+from vlrt_export.text_files import stand_in
 
 SEEDS = range(6)
 VOCABULARY, QUERY_VOCABULARY, QUERIES, SIDE, IMAGE = 110, 90, 5, 28, 7

@@ -8,20 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
-
-from vlrt.bundle import Bundle  # noqa: E402
-from vlrt.errors import VlrtError  # noqa: E402
-from vlrt.tasks.match import Matcher  # noqa: E402
-from vlrt.verify import verify  # noqa: E402
-from vlrt.zoo import Entry  # noqa: E402
-from vlrt_export.bundle_writer import write_bundle  # noqa: E402
-from vlrt_export.families import blip2  # noqa: E402
-from vlrt_export.request import Request  # noqa: E402
-from vlrt_export.text_files import stand_in  # noqa: E402
+from vlrt.bundle import Bundle
+from vlrt.errors import VlrtError
+from vlrt.tasks.match import Matcher
+from vlrt.verify import verify
+from vlrt.zoo import Entry
+from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.families import blip2
+from vlrt_export.request import Request
+from vlrt_export.text_files import stand_in
 
 VOCABULARY, SIDE, QUERIES = 90, 28, 4
 SENTENCES = ["a dog", "two cats on grass", "how many?"]

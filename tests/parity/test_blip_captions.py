@@ -9,20 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
-
-from vlrt.bundle import Bundle  # noqa: E402
-from vlrt.decode import DecodeOptions, generate  # noqa: E402
-from vlrt.errors import UsageError, VlrtError  # noqa: E402
-from vlrt.tasks.caption import Captioner  # noqa: E402
-from vlrt.zoo import Entry  # noqa: E402
-from vlrt_export.bundle_writer import write_bundle  # noqa: E402
-from vlrt_export.families import blip  # noqa: E402
-from vlrt_export.generate_reference import compare, expected_sequences  # noqa: E402
-from vlrt_export.request import Request  # noqa: E402
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, generate
+from vlrt.errors import UsageError, VlrtError
+from vlrt.tasks.caption import Captioner
+from vlrt.zoo import Entry
+from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.families import blip
+from vlrt_export.generate_reference import compare, expected_sequences
+from vlrt_export.request import Request
 
 SEEDS = range(10)
 VOCABULARY, PAD, CLS, SEP, BOS, SIDE = 90, 0, 1, 2, 3, 16

@@ -10,23 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
-
-from vlrt import cli  # noqa: E402
-from vlrt.bundle import Bundle  # noqa: E402
-from vlrt.decode import DecodeOptions, generate, score_continuations  # noqa: E402
-from vlrt.errors import UsageError  # noqa: E402
-from vlrt.tasks.answer import Answerer  # noqa: E402
-from vlrt.tasks.match import Matcher  # noqa: E402
-from vlrt.text import TextTruncatedWarning  # noqa: E402
-from vlrt.zoo import Entry  # noqa: E402
-from vlrt_export.bundle_writer import write_bundle  # noqa: E402
-from vlrt_export.families import blip  # noqa: E402
-from vlrt_export.generate_reference import compare, expected_sequences  # noqa: E402
-from vlrt_export.request import Request  # noqa: E402
+from vlrt import cli
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, generate, score_continuations
+from vlrt.errors import UsageError
+from vlrt.tasks.answer import Answerer
+from vlrt.tasks.match import Matcher
+from vlrt.text import TextTruncatedWarning
+from vlrt.zoo import Entry
+from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.families import blip
+from vlrt_export.generate_reference import compare, expected_sequences
+from vlrt_export.request import Request
 
 SEEDS = range(8)
 VOCABULARY, PAD, CLS, SEP, BOS, SIDE = 90, 0, 1, 2, 3, 16

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
-
-from vlrt_export.blip2_layout import LANGUAGE, opt_layout, t5_decoder_layout, t5_encoder_layout  # noqa: E402
-from vlrt_export.modules.attention_kv import KeysValues, Places, padding_mask  # noqa: E402
-from vlrt_export.modules.opt import Opt, OptSizes  # noqa: E402
-from vlrt_export.modules.t5 import T5Decoder, T5Encoder, T5Sizes, bucket_of_distance  # noqa: E402
-from vlrt_export.weight_layout import build  # noqa: E402
+from vlrt_export.blip2_layout import LANGUAGE, opt_layout, t5_decoder_layout, t5_encoder_layout
+from vlrt_export.modules.attention_kv import KeysValues, Places, padding_mask
+from vlrt_export.modules.opt import Opt, OptSizes
+from vlrt_export.modules.t5 import T5Decoder, T5Encoder, T5Sizes, bucket_of_distance
+from vlrt_export.weight_layout import build
 
 VOCABULARY, POSITIONS, WIDTH, HEADS = 60, 40, 24, 3
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+import torch
 from numpy.typing import NDArray
 
-onnx = pytest.importorskip("onnx", reason="parity needs `pip install '.[test]'`")
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-ort = pytest.importorskip("onnxruntime", reason="parity needs `pip install '.[test]'`")
-
-from vlrt_export.modules.attention_kv import (  # noqa: E402
+from vlrt_export.modules.attention_kv import (
     KeysValues,
     Places,
     cached_attention,

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-pytest.importorskip("onnx", reason="parity needs `pip install '.[test]'`")
-
-from vlrt.engines import EngineOptions  # noqa: E402
-from vlrt.engines.onnxruntime import OnnxRuntimeSession  # noqa: E402
-from vlrt_export import kv_graphs  # noqa: E402
-from vlrt_export.bundle_writer import write_graph  # noqa: E402
-from vlrt_export.kv_graphs import Prefix  # noqa: E402
-from vlrt_export.modules.attention_kv import KeysValues, Places, cached_attention, place_prefix  # noqa: E402
-from vlrt_export.modules.opt import Opt, OptSizes  # noqa: E402
+from vlrt.engines import EngineOptions
+from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt_export import kv_graphs
+from vlrt_export.bundle_writer import write_graph
+from vlrt_export.kv_graphs import Prefix
+from vlrt_export.modules.attention_kv import KeysValues, Places, cached_attention, place_prefix
+from vlrt_export.modules.opt import Opt, OptSizes
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -11,20 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image
 
-torch = pytest.importorskip("torch", reason="parity needs `pip install '.[test]'`")
-transformers = pytest.importorskip("transformers", reason="parity needs `pip install '.[test]'`")
-
-from vlrt.bundle import Bundle  # noqa: E402
-from vlrt.decode import DecodeOptions, generate  # noqa: E402
-from vlrt.errors import VlrtError  # noqa: E402
-from vlrt.tasks.caption import Captioner  # noqa: E402
-from vlrt.zoo import Entry  # noqa: E402
-from vlrt_export.bundle_writer import write_bundle  # noqa: E402
-from vlrt_export.families import vision_encoder_decoder as family  # noqa: E402
-from vlrt_export.generate_reference import compare, expected_sequences  # noqa: E402
-from vlrt_export.request import Request  # noqa: E402
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, generate
+from vlrt.errors import VlrtError
+from vlrt.tasks.caption import Captioner
+from vlrt.zoo import Entry
+from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.families import vision_encoder_decoder as family
+from vlrt_export.generate_reference import compare, expected_sequences
+from vlrt_export.request import Request
 
 SEEDS = range(8)
 VOCABULARY, PAD, START, END, SIDE = 80, 1, 0, 2, 16

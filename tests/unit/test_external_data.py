@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the exporter needs `pip install '.[test]'`")
-onnx = pytest.importorskip("onnx", reason="the exporter needs `pip install '.[test]'`")
-
-from vlrt.engines import EngineOptions  # noqa: E402
-from vlrt.engines.onnxruntime import OnnxRuntimeSession  # noqa: E402
-from vlrt_export import bundle_writer  # noqa: E402
-from vlrt_export.external_data import weight_bytes  # noqa: E402
-from vlrt_export.graph import Graph  # noqa: E402
-from vlrt_export.modules.dense import Dense  # noqa: E402
-from vlrt_export.parity import measure_graph  # noqa: E402
+from vlrt.engines import EngineOptions
+from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt_export import bundle_writer
+from vlrt_export.external_data import weight_bytes
+from vlrt_export.graph import Graph
+from vlrt_export.modules.dense import Dense
+from vlrt_export.parity import measure_graph
 
 
 class Tied(torch.nn.Module):
