@@ -10,12 +10,12 @@ from typing import Any
 
 from vlrt import image as pictures
 from vlrt.bundle import Bundle
-from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate, score_continuations
-from vlrt.engines import Array, EngineOptions, Sessions
+from vlrt.decode import DecodeOptions, Hypothesis, generate, score_continuations
+from vlrt.engines import Array, EngineOptions
 from vlrt.errors import BundleError, UsageError
 from vlrt.image import ImageLike
-from vlrt.manifest import AnswerSpec, DecodeSpec, ImageSpec
-from vlrt.text import PromptReader, TextCodec
+from vlrt.image_decoder import ImageDecoder
+from vlrt.manifest import AnswerSpec
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Seen:
     arrays: Mapping[str, Array]
 
 
-class Answerer:
+class Answerer(ImageDecoder):
     """Answers questions about photographs with the decoder of a bundle.
 
     Args:
@@ -52,20 +52,13 @@ class Answerer:
         options: device and threads.
     """
 
+    task = "answer"
+
     def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
-        bundle.require("answer")
-        described = bundle.manifest
-        if described.decode is None or described.image is None or described.answer is None:
-            raise BundleError(f"the bundle `{bundle.name}` has no decode, image or answer section", "export it again")
-        self.bundle = bundle
-        self.spec: DecodeSpec = described.decode
-        self.image_spec: ImageSpec = described.image
-        self.answer_spec: AnswerSpec = described.answer
-        self.sessions = Sessions(bundle, options)
-        self.sessions.prepare(self.spec.roles)
-        self.codec = TextCodec.open(bundle)
-        self.prompt_reader = PromptReader(bundle, self.codec)
-        self._step: StepModel | None = None
+        super().__init__(bundle, options)
+        if bundle.manifest.answer is None:
+            raise BundleError(f"the bundle `{bundle.name}` has no answer section", "export it again")
+        self.answer_spec: AnswerSpec = bundle.manifest.answer
 
     def __call__(
         self, photograph: ImageLike, question: str, answers: Iterable[str] | None = None, **options: Any
@@ -171,21 +164,6 @@ class Answerer:
             "decode": time.perf_counter() - encoded,
         }
         return [Answer(a[0].text, a[0].score, a[0].tokens, tuple(a[1:]), timings) for a in ranked]
-
-    def options(self, **overrides: Any) -> DecodeOptions:
-        """The bundle's default options with some replaced.
-
-        Raises:
-            UsageError: an option that cannot be meant.
-        """
-        return DecodeOptions.from_manifest(self.spec.defaults, **overrides)
-
-    @property
-    def step_model(self) -> StepModel:
-        """The decoder's step, bound to its session."""
-        if self._step is None:
-            self._step = StepModel.open(self.spec, self.sessions.get)
-        return self._step
 
     def _read(self, questions: Sequence[str]) -> tuple[dict[str, Array], list[list[int]]]:
         """The questions as an input of the chain, or as what the decoder continues."""

@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlrt import image as pictures
-from vlrt.bundle import Bundle
-from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate
-from vlrt.engines import Array, EngineOptions, Sessions
+from vlrt.decode import Hypothesis, generate
+from vlrt.engines import Array
 from vlrt.errors import BundleError, UsageError
 from vlrt.image import ImageLike
-from vlrt.manifest import DecodeSpec, ImageSpec
-from vlrt.text import PromptReader, TextCodec
+from vlrt.image_decoder import ImageDecoder
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Caption:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-class Captioner:
+class Captioner(ImageDecoder):
     """Captions photographs with the captioner of a bundle.
 
     Args:
@@ -52,19 +50,7 @@ class Captioner:
         options: device and threads.
     """
 
-    def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
-        bundle.require("caption")
-        described = bundle.manifest
-        if described.decode is None or described.image is None:
-            raise BundleError(f"the bundle `{bundle.name}` has no decode or image section", "export it again")
-        self.bundle = bundle
-        self.spec: DecodeSpec = described.decode
-        self.image_spec: ImageSpec = described.image
-        self.sessions = Sessions(bundle, options)
-        self.sessions.prepare(self.spec.roles)
-        self.codec = TextCodec.open(bundle)
-        self.prompt_reader = PromptReader(bundle, self.codec)
-        self._step: StepModel | None = None
+    task = "caption"
 
     def __call__(self, photograph: ImageLike, *, prompt: str = "", **options: Any) -> Caption:
         """The best caption of a photograph.
@@ -120,21 +106,6 @@ class Captioner:
         if self.prompt_reader.reads:
             return {**self.prompt_reader.arrays(texts)}, [list(self.spec.start_ids)] * photographs
         return {}, [self.codec.prompt_ids(self.spec.start_ids, text) for text in texts]
-
-    def options(self, **overrides: Any) -> DecodeOptions:
-        """The bundle's default options with some replaced.
-
-        Raises:
-            UsageError: an option that cannot be meant.
-        """
-        return DecodeOptions.from_manifest(self.spec.defaults, **overrides)
-
-    @property
-    def step_model(self) -> StepModel:
-        """The decoder's step, bound to its session."""
-        if self._step is None:
-            self._step = StepModel.open(self.spec, self.sessions.get)
-        return self._step
 
     def _best(self, hypotheses: Sequence[Hypothesis], prompt: Sequence[int], timings: dict[str, float]) -> Caption:
         if not hypotheses:
