@@ -82,9 +82,17 @@ def _cached(name: str, revision: str | None, cause: Exception) -> Snapshot:
     try:
         folder = Path(huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True))
     except Exception:  # noqa: BLE001 - same: whatever its kind, the answer is that there is no copy
-        reason = str(cause).strip().splitlines()[0][:200] if str(cause).strip() else type(cause).__name__
+        reason = _reason(cause)
         raise VlrtError(
             f"`{name}` is neither a local path nor to be had from the hub: {reason}",
             "give a local folder or weight file, check the name, or connect to the network",
         ) from cause
     return Snapshot(name, folder, folder.name)
+
+
+def _reason(cause: Exception) -> str:
+    """Why the hub gave nothing; its libraries put the whole chain of addresses and attempts into a connection error."""
+    if isinstance(cause, ConnectionError | TimeoutError) or "Connection" in type(cause).__name__:
+        return "it cannot be reached"
+    text = str(cause).strip()
+    return text.splitlines()[0][:200] if text else type(cause).__name__

@@ -155,9 +155,18 @@ def test_missing_path_and_unreachable_hub(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("huggingface_hub.snapshot_download", _refuse)
     with pytest.raises(VlrtError, match="does not exist"):
         open_checkpoint(tmp_path / "nothing.pt")
-    with pytest.raises(VlrtError, match="neither a local path nor to be had from the hub: no network") as caught:
+    with pytest.raises(
+        VlrtError, match="neither a local path nor to be had from the hub: it cannot be reached"
+    ) as caught:
         open_checkpoint("openai/clip-vit-base-patch32")
     assert "local folder" in caught.value.hint
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", _unknown)
+    with pytest.raises(VlrtError, match="from the hub: no such repository$"):
+        open_checkpoint("openai/clip-vit-base-patch32")
+
+
+def _unknown(*_: object, **__: object) -> None:
+    raise ValueError("no such repository\nand a second line")
 
 
 def _refuse(*_: object, **__: object) -> None:
