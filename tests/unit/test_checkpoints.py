@@ -161,7 +161,7 @@ def test_missing_path_and_unreachable_hub(tmp_path: Path, monkeypatch: pytest.Mo
         open_checkpoint("openai/clip-vit-base-patch32")
     assert "local folder" in caught.value.hint
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", _unknown)
-    with pytest.raises(VlrtError, match="from the hub: no such repository$"):
+    with pytest.raises(VlrtError, match="from the hub: no such repository\nhint"):
         open_checkpoint("openai/clip-vit-base-patch32")
 
 
