@@ -32,8 +32,7 @@ def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
     from vlrt.engines.onnxruntime import OnnxRuntimeSession
 
     spec, path = bundle.graph(role)
-    decode = bundle.manifest.decode
-    return OnnxRuntimeSession(spec, path, options, looped=decode is not None and role == decode.step)
+    return OnnxRuntimeSession(spec, path, options)
 
 
 class Sessions:

@@ -22,6 +22,11 @@ PROVIDERS = {
 """Device -> provider, and what to install where it is missing."""
 
 
+_SPIN_MICROSECONDS = "200"
+_BOUNDS_SPINNING = (1, 31)
+"""Version of onnxruntime that is known to have `session.intra_op.spin_duration_us`."""
+
+
 def load_library() -> ModuleType:
     """Imports onnxruntime.
 
@@ -40,20 +45,15 @@ def load_library() -> ModuleType:
 
 
 class OnnxRuntimeSession:
-    """One ONNX graph loaded by ONNX Runtime; see `vlrt.engines.session.Session`.
+    """One ONNX graph loaded by ONNX Runtime; see `vlrt.engines.session.Session`."""
 
-    Args:
-        looped: the graph is run again and again at once, as a decoder's step: its threads spin between runs, which
-            saves their waking several times a step (the captioner's step takes 0.26 instead of 0.39 ms for a row).
-    """
-
-    def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions, looped: bool = False) -> None:
+    def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions) -> None:
         self.spec = spec
         library = load_library()
         provider = _provider(library, options.device)
         if path.suffix != ".onnx":
             raise BundleError(f"`{path.name}` is not an ONNX graph by its name", "export the bundle again")
-        settings = _settings(library, options, path.stem, looped)
+        settings = _settings(library, options, path.stem)
         try:
             # By default the Python wrapper falls back to the CPU, when it loads a graph and again when one fails.
             self._session = library.InferenceSession(str(path), settings, providers=[provider], enable_fallback=0)
@@ -118,18 +118,26 @@ def _provider(library: ModuleType, device: str) -> Any:
     return (name, {"device_id": index or "0"}) if kind == "cuda" else name
 
 
-def _settings(library: ModuleType, options: EngineOptions, stem: str, looped: bool) -> Any:
+def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
     settings = library.SessionOptions()
     settings.log_severity_level = 4  # what it has to say comes as an exception too
     settings.intra_op_num_threads = options.thread_count
     settings.inter_op_num_threads = 1
-    # Each session has a pool of its own (a pool of the process would forbid other users of onnxruntime theirs), and
-    # while idle ones spin they keep the cores from the graph that runs next.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if looped else "0")
+    # Each session has a pool of its own: a pool of the process would forbid other users of onnxruntime theirs. Threads
+    # that spin between two kernels save their waking (a seventh of a caption's time), but spinning on after the graph
+    # they keep the cores from the next one (twice the time), so they do it briefly or, where that cannot be said, not.
+    bounded = _version(library) >= _BOUNDS_SPINNING
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if bounded else "0")
+    if bounded:
+        settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
     if options.profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / stem)
     return settings
+
+
+def _version(library: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in str(library.__version__).split(".")[:2] if part.isdecimal())
 
 
 def _check_provider(session: Any, device: str) -> None:
