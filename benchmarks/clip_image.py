@@ -34,6 +34,9 @@ from vlrt.errors import UsageError, VlrtError
 from vlrt_export.clip_checkpoint import random_clip
 from vlrt_export.clip_reference import transformers_clip
 
+_PAUSE = 0.05
+"""Seconds before each run: the other side's idle threads spin for a while after theirs and would take a core."""
+
 _WARMUP = 3
 
 
@@ -42,6 +45,7 @@ def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, li
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + _WARMUP):
         for name, run in sides.items():
+            time.sleep(_PAUSE)
             started = time.perf_counter()
             run()
             if turn >= _WARMUP:
