@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from vlrt.errors import UsageError, VlrtError
 from vlrt.prompts import LearnedPrompts, check_labels, read_lines
+from vlrt.whole_file import write_whole
 from vlrt_export.checkpoints import Checkpoint, open_checkpoint
 
 _NAMES = ("ctx", "prompt_learner.ctx")
@@ -67,14 +66,7 @@ def _write(target: Path, prompts: LearnedPrompts, source: str) -> None:
     words = {"position": prompts.position, "labels": "\n".join(prompts.labels), "source": source}
     arrays: dict[str, Any] = {name: np.asarray(word) for name, word in words.items()}
     np.savez(content, context=prompts.vectors, **arrays)
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.getvalue())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        write_whole(target, content.getvalue())
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise VlrtError(f"`{target}` cannot be written: {error.strerror}", "choose another file with -o") from None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vlrt.bundle import Bundle
 from vlrt.errors import VlrtError
+from vlrt.whole_file import write_whole
 from vlrt.zoo import cache_folder
 
 
@@ -89,17 +90,12 @@ class PhotoIndex:
             return
         listed = [[name, *stamp] for name, stamp in self._entries.items()]
         vectors = np.stack(list(self._vectors.values()))
+        text = json.dumps({"model": self.model, "photographs": listed})
+        content = io.BytesIO()
+        np.savez(content, manifest=np.asarray(text), vectors=vectors)
         try:
             self.store.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.store.parent, prefix=f".{self.store.name}.")
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    text = json.dumps({"model": self.model, "photographs": listed})
-                    np.savez(stream, manifest=np.asarray(text), vectors=vectors)
-                os.replace(temporary, self.store)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            write_whole(self.store, content.getvalue())
         except OSError as error:
             what = f"the index `{self.store}` cannot be written: {error.strerror}"
             raise VlrtError(what, "set VLRT_CACHE to a folder that can be written, or use --index FILE") from None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from vlrt.bundle import Bundle
 from vlrt.embedding import DualEncoder, Vectors
 from vlrt.errors import BundleError, UsageError, VlrtWarning
 from vlrt.prompts import LearnedPrompts, Prompt, check_labels, check_templates, fill
+from vlrt.whole_file import write_whole
 
 _FORMAT = 1
 _ROWS = 32
@@ -162,17 +161,12 @@ def _read(path: Path, shape: tuple[int, int]) -> Vectors | None:
 
 
 def _write(path: Path, vectors: Vectors) -> None:
-    """Writes under another name, then renames; a cache that cannot be written costs time, not the result."""
+    """A cache that cannot be written costs time, not the result."""
     content = io.BytesIO()
     np.savez(content, vectors=vectors)
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:16]}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.getvalue())
-        os.replace(temporary, path)
+        write_whole(path, content.getvalue())
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True) if temporary else None
         what = f"the prompt bank cannot be kept in `{path.parent}`: {error.strerror}"
         warnings.warn(what, PromptBankWarning, stacklevel=2)

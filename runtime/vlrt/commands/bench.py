@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 
 from vlrt.commands.options import model_options
 from vlrt.errors import ImageError, UsageError, VlrtError
+from vlrt.whole_file import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -106,11 +106,8 @@ def _write_json(value: dict[str, Any], target: str) -> None:
     if target == "-":
         click.echo(text, nl=False)
         return
-    path = Path(target)
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
+        write_whole(Path(target), text.encode("utf-8"))
     except OSError as error:
         raise VlrtError(f"`{target}` cannot be written: {error.strerror}", "choose another place") from None
 

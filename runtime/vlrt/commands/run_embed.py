@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from vlrt.commands.options import model_options, output_options
 from vlrt.commands.output import Progress, ResultLines
 from vlrt.errors import ImageError, UsageError, VlrtError
 from vlrt.image import SUFFIXES
+from vlrt.whole_file import write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,7 +138,6 @@ def _table_row(name: str, cosines: NDArray[np.float32], place: int) -> str:
 
 
 def _write_npz(out: Path, found: _Vectors, vectors: NDArray[np.float32], scale: float) -> None:
-    """Writes under another name, then renames, so that a file is whole or not there."""
     count = len(found.images)
     content = io.BytesIO()
     np.savez(
@@ -149,14 +148,7 @@ def _write_npz(out: Path, found: _Vectors, vectors: NDArray[np.float32], scale: 
         text_names=np.asarray(found.texts, dtype=np.str_),
         scale=np.float32(scale),
     )
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content.getvalue())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
+        write_whole(out, content.getvalue())
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise VlrtError(f"`{out}` cannot be written: {error.strerror}", "choose another with --out") from None
