@@ -161,6 +161,8 @@ def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         answer=plan.answer,
         match=plan.match,
         instruction=plan.instruction,
+        codec=plan.codec,
+        image_tokens=plan.image_tokens,
         created_by=_versions(),
         card=plan.card,
         extra=dict(plan.extra),

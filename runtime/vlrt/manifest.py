@@ -27,17 +27,20 @@ from vlrt.sections import (
     UnverifiedFile,
     refuse,
 )
+from vlrt.token_sections import CodecSpec, ImageTokensSpec
 
 __all__ = [
     "DTYPES",
     "FILE_NAME",
     "SCHEMA",
     "AnswerSpec",
+    "CodecSpec",
     "DecodeSpec",
     "EmbedSpec",
     "FileRecord",
     "GraphSpec",
     "ImageSpec",
+    "ImageTokensSpec",
     "Manifest",
     "MatchSpec",
     "Measurement",
@@ -77,6 +80,8 @@ class Manifest:
     answer: AnswerSpec | None = None
     match: MatchSpec | None = None
     instruction: TextSpec | None = None
+    codec: CodecSpec | None = None
+    image_tokens: ImageTokensSpec | None = None
     certificate: tuple[Measurement, ...] = ()
     goldens: str = ""
     created_by: dict[str, str] = field(default_factory=dict)
@@ -100,6 +105,7 @@ class Manifest:
         self._check_embed()
         self._check_answer()
         self._check_match()
+        self._check_codec()
 
     def _need_file(self, name: str, who: str) -> None:
         if name not in self.files:
@@ -165,6 +171,22 @@ class Manifest:
         found = self.graphs[spec.graph].output(spec.output)
         if len(found.shape) != 1:
             raise refuse(f"`{spec.output}` has shape {list(found.shape)}, expected one number a sentence")
+
+    def _check_codec(self) -> None:
+        codec, drawn = self.codec, self.image_tokens
+        if codec is not None:
+            self._need_roles(codec.roles, "codec")
+            for role, name in ((codec.tokenizer, codec.pixels), (codec.detokenizer, codec.tokens)):
+                if role:
+                    self._check_chain((role,), {name})
+        if drawn is None:
+            return
+        if codec is None or not codec.detokenizer or self.decode is None:
+            raise refuse("an image tokens section needs a decode section and a codec with a detokenizer beside it")
+        if codec.codebook != drawn.codebook:
+            raise refuse(f"the decoder writes {drawn.codebook} codes, the codec has {codec.codebook}")
+        if codec.fixed and codec.grid != drawn.grid:
+            raise refuse(f"the decoder writes a grid of {list(drawn.grid)}, the codec takes {list(codec.grid or ())}")
 
     def _check_chain(self, roles: Iterable[str], known: set[str]) -> set[str]:
         """Names that a chain produces; every input must be known before or come from an earlier graph."""
