@@ -163,6 +163,7 @@ def _write_files(plan: Plan, folder: Path, progress: Progress) -> Manifest:
         instruction=plan.instruction,
         codec=plan.codec,
         image_tokens=plan.image_tokens,
+        diffusion=plan.diffusion,
         created_by=_versions(),
         card=plan.card,
         extra=dict(plan.extra),

@@ -13,6 +13,7 @@ from vlrt.manifest import (
     AnswerSpec,
     CodecSpec,
     DecodeSpec,
+    DiffusionSpec,
     EmbedSpec,
     ImageSpec,
     ImageTokensSpec,
@@ -76,8 +77,8 @@ class Plan:
         tasks: the tasks the bundle serves (``caption``, ``answer``, ``match``, ``search``, ``embed``, ``classify``).
         graphs: in the order they should be written.
         source: where the weights come from, and under which licence.
-        image, text, decode, embed, answer, match, instruction, codec, image_tokens: the manifest's sections; ``None``
-            where there is none.
+        image, text, decode, embed, answer, match, instruction, codec, image_tokens, diffusion: the manifest's
+            sections; ``None`` where there is none.
         files: further files of the bundle by plain name (``tokenizer.json``): bytes, or a path to copy.
         card: what the model knows and does not know, shown by ``vlrt inspect``.
         checks: the family's rungs beyond graph parity (pixels, ids, decode against the reference).
@@ -98,6 +99,7 @@ class Plan:
     instruction: TextSpec | None = None
     codec: CodecSpec | None = None
     image_tokens: ImageTokensSpec | None = None
+    diffusion: DiffusionSpec | None = None
     files: Mapping[str, bytes | Path] = field(default_factory=dict)
     card: str = ""
     checks: Sequence[Check] = ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlrt import record
+from vlrt.diffusion_sections import DiffusionSpec
 from vlrt.sections import (
     DTYPES,
     FILE_NAME,
@@ -36,6 +37,7 @@ __all__ = [
     "AnswerSpec",
     "CodecSpec",
     "DecodeSpec",
+    "DiffusionSpec",
     "EmbedSpec",
     "FileRecord",
     "GraphSpec",
@@ -82,6 +84,7 @@ class Manifest:
     instruction: TextSpec | None = None
     codec: CodecSpec | None = None
     image_tokens: ImageTokensSpec | None = None
+    diffusion: DiffusionSpec | None = None
     certificate: tuple[Measurement, ...] = ()
     goldens: str = ""
     created_by: dict[str, str] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class Manifest:
         self._check_answer()
         self._check_match()
         self._check_codec()
+        self._check_diffusion()
 
     def _need_file(self, name: str, who: str) -> None:
         if name not in self.files:
@@ -187,6 +191,23 @@ class Manifest:
             raise refuse(f"the decoder writes {drawn.codebook} codes, the codec has {codec.codebook}")
         if codec.fixed and codec.grid != drawn.grid:
             raise refuse(f"the decoder writes a grid of {list(drawn.grid)}, the codec takes {list(codec.grid or ())}")
+
+    def _check_diffusion(self) -> None:
+        spec = self.diffusion
+        if spec is None:
+            return
+        self._need_roles(spec.roles, "diffusion")
+        for prompt in spec.prompts:
+            self._need_file(prompt.text.tokenizer, "the diffusion section")
+        for stage in spec.stages:
+            denoiser = self.graphs[stage.denoiser]
+            given = denoiser.input(stage.sample_input).shape
+            fits = all(isinstance(axis, str) or axis == size for axis, size in zip(given[1:], stage.shape))
+            if len(given) != len(stage.shape) + 1 or not fits:
+                what = f"`{denoiser.file}` takes samples {list(given)}"
+                raise refuse(f"{what}, the stage `{stage.name}` has {list(stage.shape)}")
+            denoiser.input(stage.timestep_input)
+            denoiser.output(stage.prediction_output)
 
     def _check_chain(self, roles: Iterable[str], known: set[str]) -> set[str]:
         """Names that a chain produces; every input must be known before or come from an earlier graph."""
