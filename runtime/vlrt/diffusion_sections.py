@@ -119,6 +119,7 @@ class LowResolutionSpec:
         noise_schedule: schedule of that noise.
         noise_input: graph input [N] int64 that takes the noise level; empty where none does.
         drawn: whether that noise is drawn before or after the stage's first sample, as the reference's generator does.
+        quantised: whether it is rounded to the 256 levels of a picture file before it is resized, as GLIDE does.
     """
 
     source: str
@@ -128,6 +129,7 @@ class LowResolutionSpec:
     noise_schedule: ScheduleSpec | None = None
     noise_input: str = ""
     drawn: Literal["before", "after"] = "after"
+    quantised: bool = False
 
     def __post_init__(self) -> None:
         if self.noise_level >= 0 and self.noise_schedule is None:
@@ -166,6 +168,15 @@ class StageSpec:
             picture, or none can be shown.
         guidance_embedding: input [R, …] of a denoiser that was distilled with guidance and takes its strength, and the
             width of its sinusoidal embedding; empty and 0: none.
+        noise_scale: what the noise of the first sample is multiplied with (GLIDE's "temperature" of its upsampler).
+        paired_noise: whether, with guidance, every draw is followed by another of the same size that nothing uses:
+            GLIDE draws for the unconditional rows too, and the next draw must continue where its generator stands.
+        final_noise: whether noise is also drawn, and not used, in steps that add none (the last, and all of DDIM's
+            without eta), as GLIDE's sampler does; a stage after it continues the same generator.
+        gradient: role of a graph that gives the gradient of a score of the noisy sample (sample, timestep, conditions
+            by name -> `gradient`, of sample's shape): its product with the variance and a strength shifts the mean
+            (Dhariwal and Nichol 2021, algorithm 1), with a strength above 0 only.
+        gradient_guidance: default of that strength.
     """
 
     name: str
@@ -196,6 +207,11 @@ class StageSpec:
     sample_input: str = "sample"
     timestep_input: str = "timestep"
     prediction_output: str = "prediction"
+    noise_scale: float = 1.0
+    paired_noise: bool = False
+    final_noise: bool = False
+    gradient: str = ""
+    gradient_guidance: float = 0.0
 
     def __post_init__(self) -> None:
         unknown = [rule for rule in (self.rule, *self.rules) if rule not in RULES]
@@ -211,8 +227,8 @@ class StageSpec:
     @property
     def roles(self) -> tuple[str, ...]:
         """Every graph that the stage needs, each once."""
-        last = (self.last_denoiser,) if self.last_denoiser else ()
-        return tuple(dict.fromkeys((*self.prepare, *self.prepare_unconditional, self.denoiser, *last, *self.finish)))
+        more = tuple(filter(None, (self.last_denoiser, self.gradient)))
+        return tuple(dict.fromkeys((*self.prepare, *self.prepare_unconditional, self.denoiser, *more, *self.finish)))
 
 
 @dataclass(frozen=True)
@@ -222,7 +238,9 @@ class InpaintSpec:
     Args:
         kind: ``channels``: mask and masked picture are inputs of the denoiser; ``blend``: after every step the kept
             part is put back with that step's noise; ``replace``: the predicted clean sample's kept part is replaced
-            by the picture's (and where the inputs are named, they are given too).
+            by the picture's (and where the inputs are named, they are given too). The photograph is then resized to
+            every stage's own size (Pillow's bicubic), the mask to the first stage's size and from that to the others'
+            (both by nearest neighbours).
         mask_input: array [N, 1, h, w], 1 where it is to be painted; empty for ``blend``.
         masked_input: array with the masked picture in the stage's own space.
     """
