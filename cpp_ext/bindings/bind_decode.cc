@@ -84,7 +84,7 @@ std::vector<std::vector<Hypothesis>> run(Decoder& self, const SearchOptions& sea
                                          std::vector<Ids> prompts, const std::vector<py::array>& recurrent,
                                          const std::vector<py::array>& memory, const py::function& step,
                                          const py::object& on_token, const py::object& should_cancel,
-                                         std::size_t prefix_length, bool keep_records) {
+                                         std::size_t prefix_length, bool keep_records, float guidance_scale) {
   Request request;
   request.search = search;
   request.logits = logits;
@@ -94,6 +94,7 @@ std::vector<std::vector<Hypothesis>> run(Decoder& self, const SearchOptions& sea
   request.memory = spans(memory);
   request.prefix_length = prefix_length;
   request.keep_records = keep_records;
+  request.guidance_scale = guidance_scale;
   const Callbacks callbacks = callbacks_of(step, on_token, should_cancel);
   const py::gil_scoped_release unlocked;
   return self.run(request, callbacks);
@@ -210,7 +211,7 @@ void register_decode(py::module_& m) {
   decoder.def("run", &run, py::kw_only(), py::arg("search"), py::arg("logits"), py::arg("seed"),
               py::arg("prompts"), py::arg("recurrent"), py::arg("memory"), py::arg("step"),
               py::arg("on_token") = py::none(), py::arg("should_cancel") = py::none(),
-              py::arg("prefix_length") = 0, py::arg("keep_records") = true);
+              py::arg("prefix_length") = 0, py::arg("keep_records") = true, py::arg("guidance_scale") = 1.0f);
   register_buffers(decoder);
 }
 

@@ -89,15 +89,19 @@ Decoder::Decoder(LoopShape shape)
 
 void Decoder::check(const Request& request) const {
   const SearchOptions& search = request.search;
-  const std::size_t images = request.prompts.size();
-  if (images == 0 || images > shape_.max_images)
+  const std::size_t prompts = request.prompts.size();
+  if (prompts == 0 || prompts > shape_.max_images || prompts % request.lanes() != 0)
     throw std::invalid_argument("number of prompts out of range");
   if (search.num_beams == 0 || search.num_return_sequences == 0 || search.max_new_tokens == 0 ||
-      search.max_new_tokens > shape_.max_steps || images * sequences_per_image(search) > shape_.max_rows) {
+      search.max_new_tokens > shape_.max_steps || prompts * sequences_per_image(search) > shape_.max_rows) {
     throw std::invalid_argument("search options do not fit the decoder's buffers");
   }
   if (request.search.uses_beams() && search.num_return_sequences > search.num_beams) {
     throw std::invalid_argument("more sequences to return than beams");
+  }
+  for (std::size_t i = 0; request.lanes() == 2 && i < prompts; i += 2) {
+    if (request.prompts[i].size() != request.prompts[i + 1].size())
+      throw std::invalid_argument("a guided image's prompts differ in length");
   }
   for (const Ids& prompt : request.prompts) {
     if (prompt.empty()) throw std::invalid_argument("a prompt is empty");
@@ -114,12 +118,13 @@ void Decoder::check(const Request& request) const {
       }
     }
   }
-  check_rows(shape_.recurrent, request.recurrent, images);
-  check_rows(shape_.memory, request.memory, images);
+  check_rows(shape_.recurrent, request.recurrent, prompts);
+  check_rows(shape_.memory, request.memory, prompts);
 }
 
 void Decoder::begin(const Request& request) {
-  const std::size_t images = request.prompts.size();
+  const std::size_t images = request.images();
+  lanes_ = request.lanes();
   processors_ = std::make_unique<LogitsProcessors>(request.logits, shape_.vocabulary);
   sampling_.seed(request.seed);
   noise_generator_.seed(request.seed);
@@ -131,21 +136,22 @@ void Decoder::begin(const Request& request) {
   searches_.clear();
   for (std::size_t image = 0; image < images; ++image) searches_.push_back(make_search(request));
   for (std::size_t slot = 0; slot < images; ++slot) {
-    searches_[at(slots_[slot])]->reset(static_cast<std::int32_t>(slot));
+    searches_[at(slots_[slot])]->reset(static_cast<std::int32_t>(slot * lanes_));
   }
 }
 
 // Images with longer prompts come first: token by token they start earlier, and rows in use stay a prefix.
 void Decoder::fill_slots(const Request& request) {
-  const std::size_t images = request.prompts.size();
+  const std::size_t images = request.images(), prompts = request.prompts.size();
   slots_.resize(images);
   std::iota(slots_.begin(), slots_.end(), 0);
   std::stable_sort(slots_.begin(), slots_.end(), [&](std::int32_t a, std::int32_t b) {
-    return request.prompts[at(a)].size() > request.prompts[at(b)].size();
+    return request.prompts[at(a) * lanes_].size() > request.prompts[at(b) * lanes_].size();
   });
   const auto fill = [&](std::byte* rows, std::span<const std::byte> given, std::size_t row_bytes) {
+    const std::size_t bytes = lanes_ * row_bytes;
     for (std::size_t slot = 0; slot < images; ++slot) {
-      std::memcpy(rows + slot * row_bytes, given.data() + at(slots_[slot]) * row_bytes, row_bytes);
+      std::memcpy(rows + slot * bytes, given.data() + at(slots_[slot]) * bytes, bytes);
     }
   };
   for (std::size_t i = 0; i < recurrent_.size(); ++i) {
@@ -154,7 +160,7 @@ void Decoder::fill_slots(const Request& request) {
   for (std::size_t i = 0; i < memory_.size(); ++i) {
     fill(memory_[i].data(), request.memory[i], memory_[i].row_bytes());
   }
-  filled_.assign(images, static_cast<std::int32_t>(request.prefix_length));
+  filled_.assign(prompts, static_cast<std::int32_t>(request.prefix_length));
 }
 
 std::vector<std::vector<Hypothesis>> Decoder::run(const Request& request, const Callbacks& callbacks) {
@@ -166,18 +172,24 @@ std::vector<std::vector<Hypothesis>> Decoder::run(const Request& request, const 
   if (!cancel) prefill(request, callbacks);
   for (std::size_t step = 0; !cancel; ++step) {
     if (request.keep_records) keep_records(step, row_count());
+    if (lanes_ == 2) guide(request.guidance_scale);
     choose(request, step);
     stream(callbacks);
     drop_finished_images();
     if (slots_.empty() || (cancel = cancelled())) break;
     lay_out_rows();
     fill_tokens();
-    call({row_count(), 1, slots_.size()}, callbacks);
+    call({row_count(), 1, slots_.size() * lanes_}, callbacks);
   }
   std::vector<std::vector<Hypothesis>> results;
   results.reserve(searches_.size());
   for (const auto& search : searches_) results.push_back(gather(*search, request.keep_records));
   return results;
+}
+
+// While prompts are read every lane of an image is one row.
+const Ids& Decoder::prompt_of(const Request& request, std::size_t row) const {
+  return request.prompts[at(slots_[row / lanes_]) * lanes_ + row % lanes_];
 }
 
 void Decoder::prefill(const Request& request, const Callbacks& callbacks) {
@@ -187,24 +199,24 @@ void Decoder::prefill(const Request& request, const Callbacks& callbacks) {
 
 // Prompts stand at the left; shorter ones are filled up with their last token, which no valid position sees.
 void Decoder::prefill_at_once(const Request& request, const Callbacks& callbacks) {
-  const std::size_t width = request.prompts[at(slots_.front())].size();
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
-    const Ids& prompt = request.prompts[at(slots_[slot])];
+  const std::size_t rows = row_count(), width = prompt_of(request, 0).size();
+  for (std::size_t row = 0; row < rows; ++row) {
+    const Ids& prompt = prompt_of(request, row);
     for (std::size_t i = 0; i < width; ++i) {
-      tokens()[slot * width + i] = prompt[std::min(i, prompt.size() - 1)];
+      tokens()[row * width + i] = prompt[std::min(i, prompt.size() - 1)];
     }
-    new_lengths()[slot] = static_cast<std::int32_t>(prompt.size());
+    new_lengths()[row] = static_cast<std::int32_t>(prompt.size());
   }
-  call({slots_.size(), width, slots_.size()}, callbacks);
+  call({rows, width, rows}, callbacks);
 }
 
 // A model that takes one token a call reads prompts right-aligned: all rows reach their last token together.
 void Decoder::prefill_by_token(const Request& request, const Callbacks& callbacks) {
-  const std::size_t longest = request.prompts[at(slots_.front())].size();
+  const std::size_t longest = prompt_of(request, 0).size();
   for (std::size_t place = 0; place < longest; ++place) {
     std::size_t rows = 0;
-    for (; rows < slots_.size(); ++rows) {
-      const Ids& prompt = request.prompts[at(slots_[rows])];
+    for (; rows < row_count(); ++rows) {
+      const Ids& prompt = prompt_of(request, rows);
       const std::size_t late = longest - prompt.size();
       if (place < late) break;
       tokens()[rows] = prompt[place - late];

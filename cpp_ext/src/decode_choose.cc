@@ -1,6 +1,7 @@
 // From a step's logits to the next tokens, the streamed ones and the hypotheses returned.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -11,11 +12,28 @@ namespace vlrt {
 
 namespace {
 
+constexpr float kNever = -std::numeric_limits<float>::infinity();
+
 std::size_t at(std::int32_t index) {
   return static_cast<std::size_t>(index);
 }
 
 }  // namespace
+
+// Classifier-free guidance on logits ("super conditioning"): Ho and Salimans, arXiv 2207.12598, equation 6,
+// with scale = 1 + w. The result stands in the conditional rows; what the graph forbids without the prompt
+// follows the prompt's score, because a difference of infinities is none.
+void Decoder::guide(float scale) {
+  const std::size_t lane = rows_per_image_ * shape_.vocabulary;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    float* conditional = logits() + slot * 2 * lane;
+    const float* unconditional = conditional + lane;
+    for (std::size_t i = 0; i < lane; ++i) {
+      const float guided = unconditional[i] + scale * (conditional[i] - unconditional[i]);
+      conditional[i] = unconditional[i] == kNever ? conditional[i] : guided;
+    }
+  }
+}
 
 // Images take their turn in the order they were given in, so that draws do not depend on who has finished.
 void Decoder::choose(const Request& request, std::size_t step) {
@@ -37,7 +55,7 @@ void Decoder::choose(const Request& request, std::size_t step) {
 
 void Decoder::read_scores(const Search& search, std::size_t image, const Request& request, std::size_t step) {
   score_rows_.clear();
-  const Ids& prompt = request.prompts[image];
+  const Ids& prompt = request.prompts[image * lanes_];
   for (const Beam& beam : search.beams()) {
     // Before the first fan-out all sequences of an image share a row.
     if (!score_rows_.empty() && step == 0) {

@@ -24,7 +24,10 @@ void Decoder::drop_finished_images() {
     }
     live_[image] = 0;
     const std::size_t last = slots_.size() - 1;
-    for (ImageMemory& memory : memory_) memory.move(last, slot);
+    for (ImageMemory& memory : memory_) {
+      for (std::size_t lane = 0; lane < lanes_; ++lane)
+        memory.move(last * lanes_ + lane, slot * lanes_ + lane);
+    }
     slots_[slot] = slots_[last];
     slots_.pop_back();
   }
@@ -32,14 +35,17 @@ void Decoder::drop_finished_images() {
 
 // Every live image gets as many rows as the widest needs; beams stay in their parent's row where they can.
 void Decoder::lay_out_rows() {
-  const std::size_t rows_before = filled_.size();
+  const std::size_t rows_before = filled_.size(), beams_before = rows_per_image_;
   rows_per_image_ = 1;
   for (const std::int32_t image : slots_) {
     rows_per_image_ = std::max(rows_per_image_, searches_[at(image)]->beams().size());
   }
   parents_.resize(row_count());
   std::fill(taken_.begin(), taken_.end(), char{0});
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) place_beams(slot, rows_before);
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    place_beams(slot, rows_before);
+    if (lanes_ == 2) place_lane(slot, rows_before, beams_before);
+  }
   const auto moves = moves_.plan(parents_);
   for (KvCache& cache : caches_) cache.apply(moves, filled_);
   for (RecurrentState& state : recurrent_) state.select(parents_);
@@ -49,7 +55,7 @@ void Decoder::lay_out_rows() {
 }
 
 void Decoder::place_beams(std::size_t slot, std::size_t rows_before) {
-  const std::size_t begin = slot * rows_per_image_, end = begin + rows_per_image_;
+  const std::size_t begin = slot * rows_per_slot(), end = begin + rows_per_image_;
   const std::span<Beam> beams = searches_[at(slots_[slot])]->beams();
   const std::int32_t any_parent = beams.front().row;
   // First those that may stay, marked by a row of their own; the rest fill what is free.
@@ -77,14 +83,31 @@ void Decoder::place_beams(std::size_t slot, std::size_t rows_before) {
   }
 }
 
+// The unconditional row of a beam continues that of the beam's parent.
+void Decoder::place_lane(std::size_t slot, std::size_t rows_before, std::size_t beams_before) {
+  const std::span<const Beam> beams = std::as_const(*searches_[at(slots_[slot])]).beams();
+  const std::size_t begin = slot * rows_per_slot() + rows_per_image_;
+  const auto lane_of = [&](const Beam& beam) {
+    return parents_[at(beam.row)] + static_cast<std::int32_t>(beams_before);
+  };
+  for (std::size_t row = begin; row < begin + rows_per_image_; ++row) {
+    parents_[row] = row < rows_before ? static_cast<std::int32_t>(row) : lane_of(beams.front());
+  }
+  for (const Beam& beam : beams) parents_[at(beam.row) + rows_per_image_] = lane_of(beam);
+}
+
 void Decoder::fill_tokens() {
   for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
     const std::span<const Beam> beams = std::as_const(*searches_[at(slots_[slot])]).beams();
-    for (std::size_t row = slot * rows_per_image_; row < (slot + 1) * rows_per_image_; ++row) {
+    for (std::size_t row = slot * rows_per_slot(); row < (slot + 1) * rows_per_slot(); ++row) {
       tokens()[row] = beams.front().token;
       new_lengths()[row] = 1;
     }
-    for (const Beam& beam : beams) tokens()[beam.row] = beam.token;
+    for (const Beam& beam : beams) {
+      for (std::size_t lane = 0; lane < lanes_; ++lane) {
+        tokens()[at(beam.row) + lane * rows_per_image_] = beam.token;
+      }
+    }
   }
 }
 

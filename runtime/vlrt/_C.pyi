@@ -136,4 +136,5 @@ class Decoder:
         should_cancel: Callable[[], bool] | None = None,
         prefix_length: int = 0,
         keep_records: bool = True,
+        guidance_scale: float = 1.0,
     ) -> list[list[Hypothesis]]: ...

@@ -39,7 +39,8 @@ struct NamedCache {
   std::size_t element_bytes;
 };
 
-// What the loop allocates. A row is one live hypothesis; rows of an image lie together.
+// What the loop allocates. A row is one live hypothesis; rows of an image lie together. A guided image counts
+// as two, one for each of its prompts.
 struct LoopShape {
   std::size_t vocabulary = 0;
   std::size_t max_images = 1;
@@ -53,8 +54,13 @@ struct LoopShape {
   std::vector<NamedRow> records;
 };
 
-// Everything of one run. `initial` gives by name, for all images in order, the rows of recurrent states and
+// Everything of one run. `recurrent` and `memory` give, for all images in order, the first rows of states and
 // of memory; caches may hold `prefix_length` positions of every image that the caller has filled already.
+//
+// With a guidance scale above 1 every image has two lanes: prompts and initial rows come in pairs,
+// conditional and unconditional (prompts of one length), and so do the rows of the model, an image's
+// conditional ones before its unconditional ones. Tokens are chosen by u + scale * (c - u) and are the same
+// in both lanes.
 struct Request {
   SearchOptions search;
   LogitsOptions logits;
@@ -64,6 +70,10 @@ struct Request {
   std::vector<std::span<const std::byte>> memory;
   std::size_t prefix_length = 0;
   bool keep_records = true;
+  float guidance_scale = 1.0f;
+
+  std::size_t lanes() const { return guidance_scale > 1.0f ? 2 : 1; }
+  std::size_t images() const { return prompts.size() / lanes(); }
 };
 
 struct Hypothesis {
@@ -77,7 +87,7 @@ struct Hypothesis {
 struct StepSize {
   std::size_t rows;
   std::size_t width;
-  std::size_t images;
+  std::size_t images;  // lanes counted
 };
 
 struct Callbacks {
@@ -114,12 +124,14 @@ class Decoder {
   void check(const Request& request) const;
   void begin(const Request& request);
   void fill_slots(const Request& request);
+  const Ids& prompt_of(const Request& request, std::size_t row) const;
   void prefill(const Request& request, const Callbacks& callbacks);
   void prefill_at_once(const Request& request, const Callbacks& callbacks);
   void prefill_by_token(const Request& request, const Callbacks& callbacks);
   void call(const StepSize& size, const Callbacks& callbacks);
   void fill_lengths(const StepSize& size);
   void keep_records(std::size_t step, std::size_t rows);
+  void guide(float scale);
   void choose(const Request& request, std::size_t step);
   void read_scores(const Search& search, std::size_t image, const Request& request, std::size_t step);
   ScoreRow read_row(std::int32_t row, const Request& request, const History& history);
@@ -128,9 +140,11 @@ class Decoder {
   void drop_finished_images();
   void lay_out_rows();
   void place_beams(std::size_t slot, std::size_t rows_before);
+  void place_lane(std::size_t slot, std::size_t rows_before, std::size_t beams_before);
   void fill_tokens();
   std::vector<Hypothesis> gather(const Search& search, bool with_records) const;
-  std::size_t row_count() const { return slots_.size() * rows_per_image_; }
+  std::size_t rows_per_slot() const { return rows_per_image_ * lanes_; }
+  std::size_t row_count() const { return slots_.size() * rows_per_slot(); }
 
   LoopShape shape_;
   AlignedBuffer tokens_, positions_, past_lengths_, new_lengths_, last_positions_, total_length_;
@@ -150,7 +164,8 @@ class Decoder {
   std::vector<std::int32_t> slots_;                // the image of each slot; slots change as images finish
   std::vector<char> live_;                         // by original image
   std::vector<std::size_t> emitted_;               // tokens streamed, by original image
-  std::size_t rows_per_image_ = 1;
+  std::size_t rows_per_image_ = 1;                 // of one lane
+  std::size_t lanes_ = 1;
   std::vector<std::int32_t> filled_;  // positions filled per row
   std::vector<std::int32_t> parents_;
   std::vector<std::int32_t> next_filled_;

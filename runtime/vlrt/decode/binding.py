@@ -115,7 +115,7 @@ class StepModel:
 
         return LoopShape(
             vocabulary=self.spec.vocabulary,
-            max_images=len(prompts),
+            max_images=len(prompts) * options.lanes,
             max_rows=len(prompts) * options.rows_per_image,
             max_steps=options.max_new_tokens,
             max_width=width,

@@ -17,6 +17,8 @@ def generate(
     options: DecodeOptions,
     *,
     prompts: Sequence[Sequence[int]] | None = None,
+    unconditional: Mapping[str, Array] | None = None,
+    unconditional_prompts: Sequence[Sequence[int]] | None = None,
     on_token: OnToken | None = None,
     should_cancel: ShouldCancel | None = None,
 ) -> list[list[Hypothesis]]:
@@ -27,6 +29,10 @@ def generate(
         initial: outputs of the image chain by name [images, …]: first states and memory; others are ignored.
         options: how tokens are chosen.
         prompts: ids per image; the manifest's start ids where `None`.
+        unconditional: with a `guidance_scale` above 1, what `initial` would be for a prompt that says nothing, for as
+            many images; the model then runs two rows for each hypothesis, with the same tokens.
+        unconditional_prompts: with guidance, ids that stand for no prompt; `prompts` where `None`, for models whose
+            prompt is in `initial`.
         on_token: called with (image, id): with one beam as each token is chosen; with several as soon as
             every hypothesis that may still be returned agrees on it, so that nothing is ever taken back. In
             the end it has seen the tokens of each image's first hypothesis (not so after a cancel). What it
@@ -44,6 +50,7 @@ def generate(
     """
     values = step_model.initial_values(initial)
     prompts = _prompts(step_model, values, prompts)
+    nothing = _unconditional(step_model, values, unconditional) if options.lanes == 2 else {}
     spec = step_model.spec
     options.check_vocabulary(spec.vocabulary)
     longest = max(map(len, prompts))
@@ -54,10 +61,21 @@ def generate(
         most = spec.max_length - longest
         raise UsageError(f"`max_new_tokens` is {options.max_new_tokens}, this decoder has room for {most}")
     if spec.concatenates:
+        if options.lanes == 2:
+            raise UsageError("this decoder was exported by others and is not guided", "leave out `guidance_scale`")
         return generate_concat(step_model, values, prompts, options, on_token, should_cancel)
-    task = Task(prompts, spec.end_ids, values)
+    task = Task(prompts, spec.end_ids, values, unconditional=nothing, unconditional_prompts=unconditional_prompts)
     with step_model.loop(values, prompts, options) as bound:
         return bound.loop.run(bound, task, options, on_token, should_cancel)
+
+
+def _unconditional(
+    step_model: StepModel, values: Mapping[str, Array], given: Mapping[str, Array] | None
+) -> Mapping[str, Array]:
+    if given is None and values:
+        what = "guidance needs what the model makes of an empty prompt"
+        raise UsageError(what, "give `unconditional`, or leave out `guidance_scale`")
+    return step_model.initial_values(given or {})
 
 
 def _prompts(

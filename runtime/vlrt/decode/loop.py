@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -39,7 +39,7 @@ class LoopShape:
 
     Args:
         vocabulary: logits per row.
-        max_images: images decoded together.
+        max_images: images decoded together; a guided image counts as two.
         max_rows: live hypotheses of all images together.
         max_steps: most new tokens of a run.
         max_width: prompt tokens that one call of the model takes; 1 for models that take one token a call.
@@ -73,7 +73,8 @@ class LoopShape:
 class StepBuffers:
     """The buffers of one forward pass over `rows` rows (R), `width` tokens (W) each, of `images` images (B).
 
-    R = B · k; the rows of an image lie together. The step reads everything but `logits`, `next_states` and
+    R = B · k; the rows of an image lie together. With guidance an image counts as two, the one that has its prompt
+    before the one that has none; a step need not know. The step reads everything but `logits`, `next_states` and
     `records`, which it must fill; `caches` it extends in place at positions `past_lengths` onwards.
 
     Args:
@@ -140,6 +141,8 @@ class Task:
         prompts: ids per image, at least one each.
         end_ids: ids that end a sequence.
         initial: by name [images, …]: the first value of every recurrent state, and the memory.
+        unconditional: with guidance, the same for prompts that say nothing.
+        unconditional_prompts: with guidance, their ids, as many as `prompts` and each as long; `prompts` where `None`.
         prefix_length: cache positions of every image that the caller has filled.
         keep_records: whether hypotheses come with their records.
     """
@@ -149,6 +152,19 @@ class Task:
     initial: Mapping[str, Array] = field(default_factory=dict)
     prefix_length: int = 0
     keep_records: bool = True
+    unconditional: Mapping[str, Array] = field(default_factory=dict)
+    unconditional_prompts: Sequence[Sequence[int]] | None = None
+
+    def lanes(self, guided: bool) -> Task:
+        """The task with every image's unconditional twin behind it where it is guided, else without any."""
+        if not guided:
+            return replace(self, unconditional={}, unconditional_prompts=None)
+        twins = self.prompts if self.unconditional_prompts is None else self.unconditional_prompts
+        if [len(prompt) for prompt in twins] != [len(prompt) for prompt in self.prompts]:
+            raise VlrtError("unconditional prompts differ from the prompts in number or length", "pad them alike")
+        prompts = [prompt for pair in zip(self.prompts, twins) for prompt in pair]
+        initial = {name: _interleaved(name, array, self.unconditional) for name, array in self.initial.items()}
+        return replace(self, prompts=prompts, initial=initial)
 
 
 class Loop:
@@ -207,6 +223,7 @@ class Loop:
         should_cancel: ShouldCancel | None = None,
     ) -> list[list[Hypothesis]]:
         """Decodes; see `vlrt.decode.decode`."""
+        task = task.lanes(options.lanes == 2)
         images = len(task.prompts)
         try:
             found = self._decoder.run(
@@ -221,6 +238,7 @@ class Loop:
                 should_cancel=should_cancel,
                 prefix_length=task.prefix_length,
                 keep_records=task.keep_records,
+                guidance_scale=options.guidance_scale,
             )
         except _C.ScoreError as error:
             raise VlrtError(f"decoding stopped at {error}", _score_hint(str(error))) from None
@@ -250,6 +268,16 @@ def _initial(given: Mapping[str, Array], tensor: RowTensor, images: int) -> Arra
         got = f"{array.dtype} {list(array.shape)}"
         raise VlrtError(f"`{tensor.name}` is {got}, expected {tensor.dtype} {[images, *tensor.shape]}")
     return np.ascontiguousarray(array)
+
+
+def _interleaved(name: str, conditional: Array, unconditional: Mapping[str, Array]) -> Array:
+    """Rows of both lanes, image by image."""
+    other = unconditional.get(name)
+    if other is None or other.shape != conditional.shape:
+        got = "missing" if other is None else f"{list(other.shape)}"
+        what = f"the unconditional value of `{name}` is {got}, expected {list(conditional.shape)}"
+        raise VlrtError(what, "guidance needs the chain's outputs for an empty prompt of the same length")
+    return np.stack([conditional, other], 1).reshape(-1, *conditional.shape[1:])
 
 
 def _hypothesis(records: Sequence[RowTensor], found: _C.Hypothesis) -> Hypothesis:

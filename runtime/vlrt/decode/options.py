@@ -14,7 +14,7 @@ _INTEGERS = (
     *("num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens", "min_length"),
     *("top_k", "no_repeat_ngram_size", "seed"),
 )
-_REALS = ("length_penalty", "temperature", "top_p", "min_p", "typical_p", "repetition_penalty")
+_REALS = ("length_penalty", "temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "guidance_scale")
 _OF_RULE = ("rule", "length_penalty", "early_stopping")
 _WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
@@ -37,6 +37,8 @@ class DecodeOptions:
             temperature, top_k (0: off), top_p, min_p (0: off), typical_p.
         repetition_penalty, no_repeat_ngram_size, bad_words_ids, suppress_tokens, begin_suppress_tokens,
             forced_bos_token_id, forced_eos_token_id, renormalize_logits: as in transformers, prompt included.
+        guidance_scale: of classifier-free guidance on logits, ``u + s · (c − u)`` of rows with and without the prompt;
+            1 or less: no guidance, and no unconditional rows.
         seed: of every random number; equal seeds draw transformers' tokens after `torch.manual_seed(seed)`.
 
     Raises:
@@ -65,6 +67,7 @@ class DecodeOptions:
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | tuple[int, ...] | None = None
     renormalize_logits: bool = False
+    guidance_scale: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -106,8 +109,13 @@ class DecodeOptions:
         return () if value is None else (value,) if isinstance(value, int) else value
 
     @property
+    def lanes(self) -> int:
+        """Prompts per image: its own, and with guidance the unconditional one."""
+        return 2 if self.guidance_scale > 1 else 1
+
+    @property
     def rows_per_image(self) -> int:
-        return max(self.num_beams, self.num_return_sequences)
+        return self.lanes * max(self.num_beams, self.num_return_sequences)
 
     def check_vocabulary(self, vocabulary: int) -> None:
         """Raises `UsageError` where an option names an id outside ``[0, vocabulary)``."""
