@@ -124,7 +124,7 @@ class LowResolutionSpec:
 
     source: str
     input: str
-    resize: Literal["none", "bilinear", "bilinear_aligned", "bicubic"] = "none"
+    resize: Literal["none", "bilinear", "bilinear_aligned", "bicubic", "bicubic_antialiased"] = "none"
     noise_level: int = -1
     noise_schedule: ScheduleSpec | None = None
     noise_input: str = ""
@@ -177,6 +177,9 @@ class StageSpec:
             by name -> `gradient`, of sample's shape): its product with the variance and a strength shifts the mean
             (Dhariwal and Nichol 2021, algorithm 1), with a strength above 0 only.
         gradient_guidance: default of that strength.
+        tile: rows and columns of the sample that an autoencoder's graphs (`finish`, and `encode` of the first stage)
+            take at once where a picture is worked on in tiles; 0: they cannot be.
+        tile_overlap: share of a tile that overlaps with the next one.
     """
 
     name: str
@@ -212,6 +215,8 @@ class StageSpec:
     final_noise: bool = False
     gradient: str = ""
     gradient_guidance: float = 0.0
+    tile: int = 0
+    tile_overlap: float = 0.25
 
     def __post_init__(self) -> None:
         unknown = [rule for rule in (self.rule, *self.rules) if rule not in RULES]
@@ -223,6 +228,8 @@ class StageSpec:
             raise refuse(f"stage `{self.name}` has {self.steps} steps, trained were {self.schedule.train_steps}")
         if not self.latent_scale or self.factor < 1 or self.multiple < 0:
             raise refuse(f"stage `{self.name}`: the latent scale must not be zero, factor and multiple not negative")
+        if self.tile < 0 or not 0 <= self.tile_overlap < 1:
+            raise refuse(f"stage `{self.name}`: tiles of {self.tile} rows overlapping by {self.tile_overlap} cannot be")
 
     @property
     def roles(self) -> tuple[str, ...]:
