@@ -72,7 +72,9 @@ class TextCodec:
             raise UsageError(f"{reserve} reserved places leave no room for words in a context of {spec.context}")
         if len(inner) > room:
             shown = sentence if len(sentence) <= 40 else sentence[:37] + "..."
-            what = f"`{shown}` has {len(inner)} tokens, the model reads {room}; the rest was cut"
+            lost = self.decode(inner[room:])
+            lost = lost if len(lost) <= 60 else lost[:57] + "..."
+            what = f"`{shown}` has {len(inner)} tokens, the model reads {room}; the rest was cut: `{lost}`"
             warnings.warn(one_line(what), TextTruncatedWarning, stacklevel=2)
         start = [] if spec.start_id is None else [spec.start_id]
         end = [] if spec.end_id is None else [spec.end_id]

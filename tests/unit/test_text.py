@@ -69,7 +69,7 @@ def test_prompts_for_every_encoder_of_the_chain(codec: TextCodec, tiny_bundle_fo
 
 def test_what_is_too_long_is_cut_and_the_end_kept(codec: TextCodec) -> None:
     short = with_spec(codec, context=5)
-    with pytest.warns(TextTruncatedWarning, match=r"`the dog a cat dog` has 5 tokens, the model reads 3"):
+    with pytest.warns(TextTruncatedWarning, match=r"`the dog a cat dog` has 5 tokens, the model reads 3; the rest was cut: `cat dog`"):
         assert short.ids("the dog a cat dog") == [1, THE, DOG, A, 2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -83,7 +83,7 @@ def test_what_is_too_long_is_cut_and_the_end_kept(codec: TextCodec) -> None:
 def test_a_long_text_is_shortened_in_the_warning_and_stays_one_line(codec: TextCodec) -> None:
     with pytest.warns(TextTruncatedWarning) as caught:
         codec.ids("dog\n" * 1000)
-    assert len(str(caught[0].message)) < 150
+    assert len(str(caught[0].message)) < 200
     assert "\n" not in str(caught[0].message)
 
 
