@@ -35,12 +35,13 @@ _FURTHER = ("TIFF", "JPEG2000", "AVIF", "MPO")
 # What Pillow finds wrong with a file it logs before it raises; without a handler that would go to the terminal.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-_FILTERS = {
+FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+"""Pillow's filters by the names that manifests use."""
 
 
 def load(source: ImageLike) -> Image.Image:
@@ -94,7 +95,7 @@ def _pixels(picture: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
 
 
 def _fit(picture: Image.Image, spec: ImageSpec) -> Image.Image:
-    method = _FILTERS[spec.interpolation]
+    method = FILTERS[spec.interpolation]
     if spec.resize == "stretch":
         stretched = picture.resize((spec.stretched or spec.size)[::-1], method)
         return _crop(stretched, spec) if spec.stretched else stretched

@@ -69,7 +69,9 @@ def test_prompts_for_every_encoder_of_the_chain(codec: TextCodec, tiny_bundle_fo
 
 def test_what_is_too_long_is_cut_and_the_end_kept(codec: TextCodec) -> None:
     short = with_spec(codec, context=5)
-    with pytest.warns(TextTruncatedWarning, match=r"`the dog a cat dog` has 5 tokens, the model reads 3; the rest was cut: `cat dog`"):
+    with pytest.warns(
+        TextTruncatedWarning, match=r"`the dog a cat dog` has 5 tokens, the model reads 3; the rest was cut: `cat dog`"
+    ):
         assert short.ids("the dog a cat dog") == [1, THE, DOG, A, 2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
