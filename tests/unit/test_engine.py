@@ -183,7 +183,6 @@ def test_what_the_graph_itself_refuses_is_one_line(step: Session, capfd: pytest.
         ("cuda:0", EngineError, "device `cuda:0` needs CUDAExecutionProvider, this onnxruntime has", r"vlrt\[gpu\]"),
         ("coreml", EngineError, "needs CoreMLExecutionProvider", "macOS"),
         ("dml", EngineError, "needs DmlExecutionProvider", "onnxruntime-directml"),
-        ("openvino:CPU", EngineError, "device `openvino:CPU` cannot be had", "--device cpu"),
         ("tensorrt:0", EngineError, "device `tensorrt:0` cannot be had", "--device cuda:0"),
         ("tpu", UsageError, "unknown device `tpu`", "`cpu`, `cuda`"),
         ("", UsageError, "unknown device ``", "`cpu`"),
@@ -248,7 +247,7 @@ def test_info_names_a_missing_engine() -> None:
     done = run_blocked("onnxruntime", 'from vlrt.cli import main; main(["info", "--json"])')
     found = json.loads(done.stdout)
     assert done.returncode == 1
-    assert found["devices"] == []
+    assert not {"cpu", "cuda"} & set(found["devices"])
     assert "cannot be imported" in found["problems"][0]["what"]
     assert "vlrt[cpu]" in found["problems"][0]["hint"]
 

@@ -13,6 +13,7 @@ import click
 
 import vlrt
 from vlrt import zoo
+from vlrt.engines import openvino
 from vlrt.engines.onnxruntime import PROVIDERS, load_library
 from vlrt.errors import EngineError
 
@@ -44,6 +45,11 @@ def _gather() -> dict[str, Any]:
         devices = [device for device, (provider, _) in PROVIDERS.items() if provider in available]
     except EngineError as error:
         problems.append({"what": error.what, "hint": error.hint})
+    if "openvino" in packages:
+        try:
+            devices += [f"{device} ({precision})" for device, precision in openvino.devices().items()]
+        except EngineError as error:
+            problems.append({"what": error.what, "hint": error.hint})
     return {
         "vlrt": vlrt.__version__,
         "python": platform.python_version(),

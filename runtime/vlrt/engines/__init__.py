@@ -14,7 +14,6 @@ from vlrt.errors import BundleError, EngineError
 __all__ = ["Array", "EngineOptions", "Session", "Sessions", "open_session"]
 
 _NOT_YET = {
-    "openvino": "the OpenVINO engine is not part of this version; use `--device cpu`",
     "tensorrt": "the TensorRT engine is not part of this version; use `--device cuda:0`",
 }
 
@@ -29,9 +28,13 @@ def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
     kind = options.device.partition(":")[0]
     if kind in _NOT_YET:
         raise EngineError(f"device `{options.device}` cannot be had", _NOT_YET[kind])
+    spec, path = bundle.graph(role)
+    if kind == "openvino":
+        from vlrt.engines.openvino import OpenVinoSession
+
+        return OpenVinoSession(spec, path, options)
     from vlrt.engines.onnxruntime import OnnxRuntimeSession
 
-    spec, path = bundle.graph(role)
     return OnnxRuntimeSession(spec, path, options)
 
 
@@ -60,6 +63,12 @@ class Sessions:
         """The loaded session of `role`."""
         self.prepare([role])
         return self._loading[role].result()
+
+    def release(self, roles: Iterable[str]) -> None:
+        """Forgets the sessions of `roles`; their memory goes back once nothing else holds them."""
+        with self._lock:
+            for role in roles:
+                self._loading.pop(role, None)
 
     def run_chain(self, roles: Iterable[str], arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Runs graphs one after the other; each finds its inputs by name in `arrays` and in all earlier outputs.

@@ -22,7 +22,8 @@ class EngineOptions:
     """How sessions are opened.
 
     Args:
-        device: ``cpu``, ``cuda:0``, ``tensorrt:0``, ``openvino:CPU``, ``coreml``.
+        device: ``cpu``, ``cuda:0``, ``tensorrt:0``, ``coreml``; ``openvino:CPU`` computes in bf16 where the CPU has it,
+            ``openvino:CPU:fp32`` in fp32.
         threads: threads of the CPU's pool; 0 means every processor this process may use.
         profile: folder for the engine's own profile of each graph, or `None`.
     """
