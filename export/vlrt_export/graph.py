@@ -35,7 +35,8 @@ class Graph:
             tuple of tensors in the order of ``outputs``.
         inputs: name -> sample tensor. Give every dynamic axis a size of at least 2.
         outputs: names of the outputs.
-        dynamic: input name -> {axis: axis name}, e.g. ``{"pixels": {0: "batch"}}``. Equal names are equal sizes.
+        dynamic: input name -> {axis: axis name}, e.g. ``{"pixels": {0: "batch"}}``. Equal names are equal sizes;
+            ``8*height`` names an axis whose size is a multiple of 8.
         output_axes: output name -> {axis: axis name}, for the manifest and the graph's signature.
         cases: further inputs (other batch sizes and lengths) on which parity is measured beside ``inputs``.
         tolerance: largest absolute error against torch that the export admits.

@@ -66,12 +66,22 @@ def _program(graph: Graph) -> torch.onnx.ONNXProgram:
 
 def _dynamic_shapes(graph: Graph) -> tuple[Any, ...]:
     """Axes by input; those of a variable argument are one entry, as torch wants it."""
-    shapes = [dict(graph.dynamic.get(name, {})) or None for name in graph.inputs]
+    known: dict[str, Any] = {}
+    axes = [graph.dynamic.get(name, {}) for name in graph.inputs]
+    shapes = [{axis: _dimension(name, known) for axis, name in named.items()} or None for named in axes]
     kinds = [p.kind for p in inspect.signature(graph.module.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return tuple(shapes)
     plain = kinds.index(inspect.Parameter.VAR_POSITIONAL)
     return (*shapes[:plain], tuple(shapes[plain:]))
+
+
+def _dimension(name: str, known: dict[str, Any]) -> Any:
+    """An axis by its name; ``8*height`` is one whose size is a multiple of 8, for models that halve it thrice."""
+    factor, star, base = name.rpartition("*")
+    if not star:
+        return name
+    return int(factor) * known.setdefault(base, torch.export.Dim(base))
 
 
 @contextlib.contextmanager
