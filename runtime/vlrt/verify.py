@@ -16,6 +16,7 @@ from PIL import Image
 
 from vlrt import image as pictures
 from vlrt.bundle import Bundle
+from vlrt.codec import PictureCodec
 from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.engines import Array, EngineOptions, Sessions
 from vlrt.errors import BundleError
@@ -31,6 +32,9 @@ _KEPT = 48
 
 _SCORE_LIMIT = 1e-3
 """On the scores of hypotheses, in nats."""
+
+_CODE_LIMIT = 0.2
+"""On a picture's codes: one of six may be a tie that another processor's rounding decides."""
 
 _VALUE_LIMIT = 2e-3
 """On stored values, relative to the tensor's standard deviation: other processors round and fuse otherwise."""
@@ -84,6 +88,25 @@ def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str
             arrays[index] = np.full(ids.shape, -1, np.int64)
         outputs = run_chain(described.embed.text, arrays)
         found |= {f"text.{name}": fingerprint(value) for name, value in outputs.items()}
+    if described.codec:
+        found |= _codec(bundle, run_chain)
+    return found
+
+
+def _codec(bundle: Bundle, run_chain: RunChain) -> dict[str, Any]:
+    """The codes of a small synthetic picture, and the picture of codes that are simply counted."""
+    codec = PictureCodec(bundle)
+    spec = codec.spec
+    rows, columns = spec.grid if spec.grid and spec.fixed else (2, 3)
+    found: dict[str, Any] = {}
+    if spec.tokenizer:
+        small = codec.fit(synthetic_picture(), (rows * spec.factor, columns * spec.factor))
+        outputs = run_chain((spec.tokenizer,), {spec.pixels: codec.pixels([small])})
+        found["codes"] = outputs[codec.output(spec.tokenizer)].tolist()
+    if spec.detokenizer:
+        counted = np.arange(rows * columns, dtype=np.int64).reshape(1, rows, columns) % spec.codebook
+        outputs = run_chain((spec.detokenizer,), {spec.tokens: counted})
+        found["codec.pixels"] = fingerprint(outputs[codec.output(spec.detokenizer)])
     return found
 
 
@@ -152,6 +175,9 @@ def _compare(key: str, expected: Any, found: Any) -> Measurement:
     if key == "ids":
         wrong = float(expected != found)
         return Measurement("token ids", "rows that differ", wrong, 0.0, "golden", "")
+    if key == "codes":
+        wrong = float((np.asarray(expected) != np.asarray(found)).mean()) if len(expected) == len(found) else 1.0
+        return Measurement("codes", "share that differs", wrong, _CODE_LIMIT, "golden", "")
     if key == "decode":
         return _compare_hypotheses(expected, found)
     if found["shape"] != expected["shape"]:

@@ -12,6 +12,12 @@ run = LazyGroup(
         "search": ("vlrt.commands.run_search:search", "Find the photographs a sentence describes."),
         "classify": ("vlrt.commands.run_classify:classify", "Choose among labels, without training."),
         "embed": ("vlrt.commands.run_embed:embed", "Vectors of photographs and sentences, and their similarities."),
+        "tokenize": ("vlrt.commands.run_tokenize:tokenize", "Turn photographs into grids of codes."),
+        "detokenize": ("vlrt.commands.run_detokenize:detokenize", "Turn a grid of codes into a picture."),
+        "reconstruct": (
+            "vlrt.commands.run_reconstruct:reconstruct",
+            "Turn photographs into codes and back; measure the loss.",
+        ),
     },
     name="run",
     help="Run a task on photographs.",

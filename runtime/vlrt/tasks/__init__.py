@@ -17,6 +17,9 @@ TASKS = {
     "search": "Searcher",
     "classify": "Classifier",
     "embed": "Embedder",
+    "tokenize": "Tokenizer",
+    "detokenize": "Detokenizer",
+    "reconstruct": "Reconstructor",
 }
 """Task -> class in the module of that name; its constructor takes a bundle and engine options."""
 
@@ -31,7 +34,7 @@ def load(task: str, model: str | os.PathLike[str] | None = None, *, device: str 
         threads: of the CPU; 0 means all.
 
     Returns:
-        `Captioner`, `Answerer`, `Matcher`, `Searcher`, `Classifier` or `Embedder`, each of `vlrt.tasks.<task>`.
+        An object of the task's class in `TASKS`, of the module `vlrt.tasks.<task>`.
 
     Raises:
         VlrtError: unknown task or model, a bundle that does not serve it, or a device that cannot be had.
