@@ -1,0 +1,106 @@
+"""CLIP's text encoder of a diffusion model: from transformers' weights, as a graph from ids to states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlrt.errors import VlrtError
+from vlrt_export.graph import Graph
+from vlrt_export.modules.clip_prompt import ClipPrompt
+from vlrt_export.modules.clip_text import TextSizes
+from vlrt_export.modules.clip_transformer import ACTIVATIONS, TransformerSizes
+from vlrt_export.weight_layout import Layout, Part, build, check_surplus, names_of, same
+
+_HISTORIC_END = 2
+"""`eos_token_id` of configurations from before transformers read it; then the largest id is the end."""
+
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+    "projection_dim": 512,
+}
+_PROJECTION = "text_projection.weight"
+
+
+def load_clip_prompt(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> ClipPrompt:
+    """Builds the encoder with the weights of transformers' ``CLIPTextModel``, with or without projection.
+
+    Raises:
+        VlrtError: another kind of model, or weights that do not fit.
+    """
+    settings = _DEFAULTS | {name: value for name, value in config.items() if name in _DEFAULTS}
+    if settings["hidden_act"] not in ACTIVATIONS:
+        raise VlrtError(f"`{where}` has the activation `{settings['hidden_act']}`, known are {', '.join(ACTIVATIONS)}")
+    transformer = TransformerSizes(
+        settings["hidden_size"],
+        settings["num_hidden_layers"],
+        settings["num_attention_heads"],
+        settings["intermediate_size"],
+        settings["hidden_act"],
+        settings["layer_norm_eps"],
+    )
+    end = None if settings["eos_token_id"] == _HISTORIC_END else settings["eos_token_id"]
+    sizes = TextSizes(settings["vocab_size"], settings["max_position_embeddings"], transformer, end)
+    dimension = settings["projection_dim"] if _PROJECTION in tensors else 0
+    layout = _layout(transformer.layers, dimension > 0)
+    check_surplus(tensors, names_of(layout), r"position_ids$", where)
+    return build(lambda: ClipPrompt(sizes, dimension), layout, tensors, where)
+
+
+def clip_prompt_graph(
+    model: ClipPrompt, role: str, outputs: tuple[str, ...], tolerance: float, ids: str = "input_ids"
+) -> Graph:
+    """The graph from ids [N, L] to `outputs`: states [N, L, W] and, with a projection, embeddings [N, D]."""
+    axes = {0: "batch", 1: "length"}
+    context = model.sizes.context
+    cases = [{ids: _ids(model, rows, length)} for rows, length in ((2, min(5, context)), (1, context), (3, 4))]
+    return Graph(
+        role=role,
+        module=model,
+        inputs=cases[0],
+        outputs=outputs,
+        dynamic={ids: axes},
+        output_axes=dict(zip(outputs, (axes, {0: "batch"}))),
+        cases=cases[1:],
+        tolerance=tolerance,
+    )
+
+
+def _ids(model: ClipPrompt, rows: int, length: int) -> Tensor:
+    """Random ids, with an end at another place in every row."""
+    sizes = model.sizes
+    end = sizes.vocabulary - 1 if sizes.end_id is None else sizes.end_id
+    ids = torch.randint(0, sizes.vocabulary - 2, (rows, length), generator=torch.Generator().manual_seed(length))
+    for row in range(rows):
+        ids[row, length - 1 - row % length :] = end
+    return ids
+
+
+def _layout(layers: int, projected: bool) -> Layout:
+    embeddings = "text_model.embeddings"
+    found: Layout = {
+        "token_embedding.weight": Part((f"{embeddings}.token_embedding.weight",)),
+        "positional_embedding": Part((f"{embeddings}.position_embedding.weight",)),
+    }
+    found |= same("ln_final", "text_model.final_layer_norm")
+    found |= {"text_projection": Part((_PROJECTION,), transpose=True)} if projected else {}
+    for number in range(layers):
+        ours, theirs = f"transformer.resblocks.{number}", f"text_model.encoder.layers.{number}"
+        for kind in ("weight", "bias"):
+            three = tuple(f"{theirs}.self_attn.{which}_proj.{kind}" for which in "qkv")
+            found[f"{ours}.attn.in_proj_{kind}"] = Part(three)
+        found |= same(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
+        found |= same(f"{ours}.ln_1", f"{theirs}.layer_norm1") | same(f"{ours}.ln_2", f"{theirs}.layer_norm2")
+        found |= same(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1") | same(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
+    return found
