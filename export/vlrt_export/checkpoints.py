@@ -105,7 +105,7 @@ def open_checkpoint(
     Args:
         source: a folder (transformers layout, or any with one weight file), a ``.safetensors`` file, a torch
             file (state dict, whole modules, TorchScript archive), or a hub id (``owner/name[@revision]``).
-        weights: plain name of the weight file where a folder has several.
+        weights: plain name of the weight file, or of the index of its parts, where a folder has several.
         revision: the hub's branch, tag or commit.
         patterns: names of further files wanted from the hub, beside weights, configuration and tokenizer.
 
@@ -145,6 +145,8 @@ def _open_folder(folder: Path, origin: str, weights: str, commit: str = "") -> C
 
 
 def _weight_files(folder: Path, weights: str) -> tuple[Path, ...]:
+    if weights.endswith(".index.json"):
+        return _shards(folder, weights)
     if weights:
         return (_inside(folder, weights),)
     for name in (*SINGLE_FILES[:1], *INDEX_FILES[:1], *SINGLE_FILES[1:], *INDEX_FILES[1:]):
