@@ -13,7 +13,7 @@ from vlrt_export.graph import Graph
 from vlrt_export.modules.clip_prompt import ClipPrompt
 from vlrt_export.modules.clip_text import TextSizes
 from vlrt_export.modules.clip_transformer import ACTIVATIONS, TransformerSizes
-from vlrt_export.weight_layout import Layout, Part, build, check_surplus, names_of, same
+from vlrt_export.weight_layout import Layout, Part, build, check_surplus, invert, names_of, same
 
 _HISTORIC_END = 2
 """`eos_token_id` of configurations from before transformers read it; then the largest id is the end."""
@@ -39,6 +39,32 @@ def load_clip_prompt(config: Mapping[str, Any], tensors: Mapping[str, Tensor], w
     Raises:
         VlrtError: another kind of model, or weights that do not fit.
     """
+    sizes, projected = _sizes(config, where)
+    dimension = projected if _PROJECTION in tensors else 0
+    layout = _layout(sizes.transformer.layers, dimension > 0)
+    check_surplus(tensors, names_of(layout), r"position_ids$", where)
+    return build(lambda: ClipPrompt(sizes, dimension), layout, tensors, where)
+
+
+def random_clip_prompt(config: Mapping[str, Any], seed: int, projected: bool = False) -> ClipPrompt:
+    """Builds the encoder with random weights."""
+    sizes, dimension = _sizes(config, "the text encoder")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = ClipPrompt(sizes, dimension if projected else 0).eval().requires_grad_(False)
+        made.positional_embedding.normal_(std=0.02)
+        if made.text_projection is not None:
+            made.text_projection.normal_(std=sizes.transformer.width**-0.5)
+    return made
+
+
+def to_transformers(model: ClipPrompt) -> dict[str, Tensor]:
+    """The encoder's weights under transformers' names."""
+    return invert(model, _layout(model.sizes.transformer.layers, model.dimension > 0))
+
+
+def _sizes(config: Mapping[str, Any], where: str) -> tuple[TextSizes, int]:
+    """Sizes of the transformer, and the length that a projection's embeddings have."""
     settings = _DEFAULTS | {name: value for name, value in config.items() if name in _DEFAULTS}
     if settings["hidden_act"] not in ACTIVATIONS:
         raise VlrtError(f"`{where}` has the activation `{settings['hidden_act']}`, known are {', '.join(ACTIVATIONS)}")
@@ -52,10 +78,7 @@ def load_clip_prompt(config: Mapping[str, Any], tensors: Mapping[str, Tensor], w
     )
     end = None if settings["eos_token_id"] == _HISTORIC_END else settings["eos_token_id"]
     sizes = TextSizes(settings["vocab_size"], settings["max_position_embeddings"], transformer, end)
-    dimension = settings["projection_dim"] if _PROJECTION in tensors else 0
-    layout = _layout(transformer.layers, dimension > 0)
-    check_surplus(tensors, names_of(layout), r"position_ids$", where)
-    return build(lambda: ClipPrompt(sizes, dimension), layout, tensors, where)
+    return sizes, settings["projection_dim"]
 
 
 def clip_prompt_graph(
