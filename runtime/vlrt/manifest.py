@@ -132,6 +132,8 @@ class Manifest:
         known = {self.image.input} if self.image else set()
         if self.answer and self.answer.question == "encoder":
             known |= {spec.input for spec in (self.text, self.instruction) if spec}
+        if self.image_tokens and self.image_tokens.text == "encoder" and self.text:
+            known.add(self.text.input)
         produced = self._check_chain(spec.chain, known)
         for state in spec.states:
             given_once = state.kind == "memory" and not any(t.name == state.input for t in step.inputs)
