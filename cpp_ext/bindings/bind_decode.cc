@@ -1,5 +1,6 @@
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <span>
 #include <string>
 #include <tuple>
@@ -15,7 +16,9 @@ namespace vlrt::bindings {
 namespace {
 
 using Rows = std::vector<std::pair<std::string, std::size_t>>;
-using Caches = std::vector<std::tuple<std::string, std::size_t, std::size_t, std::size_t, std::size_t>>;
+using Caches = std::vector<
+    std::tuple<std::string, std::size_t, std::size_t, std::size_t, std::size_t, std::optional<std::size_t>>>;
+using Patterns = std::vector<std::tuple<std::string, std::size_t, std::vector<Ids>>>;
 
 py::ssize_t size(std::size_t value) {
   return static_cast<py::ssize_t>(value);
@@ -29,12 +32,19 @@ std::vector<NamedRow> named(const Rows& rows) {
 
 std::vector<NamedCache> named(const Caches& caches) {
   std::vector<NamedCache> specs;
-  for (const auto& [name, heads, length, dim, bytes] : caches)
-    specs.push_back({name, heads, length, dim, bytes});
+  for (const auto& [name, heads, length, dim, bytes, pattern] : caches)
+    specs.push_back({name, heads, length, dim, bytes, pattern});
   return specs;
 }
 
-std::size_t index_of(const std::vector<NamedRow>& specs, const std::string& name) {
+std::vector<WindowPattern> named(const Patterns& patterns) {
+  std::vector<WindowPattern> specs;
+  for (const auto& [name, origin, visible] : patterns) specs.push_back({name, origin, visible});
+  return specs;
+}
+
+template <typename Named>
+std::size_t index_of(const std::vector<Named>& specs, const std::string& name) {
   for (std::size_t i = 0; i < specs.size(); ++i) {
     if (specs[i].name == name) return i;
   }
@@ -157,13 +167,19 @@ void register_buffers(py::class_<Decoder>& decoder) {
         auto& d = self.cast<Decoder&>();
         return view(d.logits(), {size(d.shape().max_rows), size(d.shape().vocabulary)}, self);
       });
+  const auto pattern = [](auto buffer, bool per_row) {
+    return [buffer, per_row](const py::object& self, const std::string& name) {
+      auto& d = self.cast<Decoder&>();
+      const std::size_t i = index_of(d.shape().patterns, name);
+      return view((d.*buffer)(i), {per_row ? size(d.shape().max_rows) : 1}, self);
+    };
+  };
+  decoder.def("pattern_last", pattern(&Decoder::pattern_last, true));
+  decoder.def("pattern_total", pattern(&Decoder::pattern_total, false));
   decoder.def("cache", [](const py::object& self, const std::string& name) {
     auto& d = self.cast<Decoder&>();
-    for (std::size_t i = 0; i < d.shape().caches.size(); ++i) {
-      if (d.shape().caches[i].name != name) continue;
-      return bytes_view(d.cache(i).data(), d.shape().max_rows, d.cache(i).row_bytes(), self);
-    }
-    throw py::key_error(name);
+    KvCache& found = d.cache(index_of(d.shape().caches, name));
+    return bytes_view(found.data(), d.shape().max_rows, found.row_bytes(), self);
   });
   const auto state = [](auto side) {
     return [side](const py::object& self, const std::string& name) {
@@ -197,17 +213,18 @@ void register_decode(py::module_& m) {
   py::register_exception<ScoreError>(m, "ScoreError");
   register_options(m);
   py::class_<Decoder> decoder(m, "Decoder");
-  decoder.def(py::init([](std::size_t vocabulary, std::size_t max_images, std::size_t max_rows,
-                          std::size_t max_steps, std::size_t max_width, const Caches& caches,
-                          const Rows& recurrent, const Rows& memory, const Rows& noise, const Rows& records) {
-                return std::make_unique<Decoder>(LoopShape{vocabulary, max_images, max_rows, max_steps,
-                                                           max_width, named(caches), named(recurrent),
-                                                           named(memory), named(noise), named(records)});
-              }),
-              py::kw_only(), py::arg("vocabulary"), py::arg("max_images"), py::arg("max_rows"),
-              py::arg("max_steps"), py::arg("max_width") = 1, py::arg("caches") = Caches{},
-              py::arg("recurrent") = Rows{}, py::arg("memory") = Rows{}, py::arg("noise") = Rows{},
-              py::arg("records") = Rows{});
+  decoder.def(
+      py::init([](std::size_t vocabulary, std::size_t max_images, std::size_t max_rows, std::size_t max_steps,
+                  std::size_t max_width, const Patterns& patterns, const Caches& caches,
+                  const Rows& recurrent, const Rows& memory, const Rows& noise, const Rows& records) {
+        return std::make_unique<Decoder>(LoopShape{vocabulary, max_images, max_rows, max_steps, max_width,
+                                                   named(patterns), named(caches), named(recurrent),
+                                                   named(memory), named(noise), named(records)});
+      }),
+      py::kw_only(), py::arg("vocabulary"), py::arg("max_images"), py::arg("max_rows"), py::arg("max_steps"),
+      py::arg("max_width") = 1, py::arg("patterns") = Patterns{}, py::arg("caches") = Caches{},
+      py::arg("recurrent") = Rows{}, py::arg("memory") = Rows{}, py::arg("noise") = Rows{},
+      py::arg("records") = Rows{});
   decoder.def("run", &run, py::kw_only(), py::arg("search"), py::arg("logits"), py::arg("seed"),
               py::arg("prompts"), py::arg("recurrent"), py::arg("memory"), py::arg("step"),
               py::arg("on_token") = py::none(), py::arg("should_cancel") = py::none(),

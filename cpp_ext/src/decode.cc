@@ -72,9 +72,12 @@ Decoder::Decoder(LoopShape shape)
       shape_.max_steps == 0 || shape_.max_width == 0) {
     throw std::invalid_argument("a decoder needs a vocabulary, images, rows, steps and a width");
   }
-  for (const NamedCache& c : shape_.caches) {
-    caches_.emplace_back(KvShape{shape_.max_rows, c.heads, c.max_length, c.head_dim, c.element_bytes});
+  for (const WindowPattern& pattern : shape_.patterns) {
+    plans_.emplace_back(pattern);
+    pattern_last_.emplace_back(shape_.max_rows * sizeof(std::int32_t));
+    pattern_total_.emplace_back(sizeof(std::int32_t));
   }
+  for (const NamedCache& cache : shape_.caches) add_cache(cache);
   for (const NamedRow& state : shape_.recurrent) recurrent_.emplace_back(shape_.max_rows, state.row_bytes);
   for (const NamedRow& memory : shape_.memory) memory_.emplace_back(shape_.max_images, memory.row_bytes);
   for (const NamedRow& noise : shape_.noise) noise_.emplace_back(shape_.max_rows * noise.row_bytes);
@@ -82,9 +85,18 @@ Decoder::Decoder(LoopShape shape)
     records_.emplace_back(shape_.max_rows * record.row_bytes);
     trellis_.add_record(record.row_bytes);
   }
-  for (auto* rows : {&filled_, &parents_, &next_filled_}) rows->reserve(shape_.max_rows);
+  for (auto* rows : {&filled_, &parents_, &next_filled_, &compact_filled_}) rows->reserve(shape_.max_rows);
   taken_.resize(shape_.max_rows);
   score_rows_.reserve(shape_.max_rows);
+}
+
+void Decoder::add_cache(const NamedCache& cache) {
+  const KvShape shape{shape_.max_rows, cache.heads, cache.max_length, cache.head_dim, cache.element_bytes};
+  if (cache.pattern && cache.max_length < plans_.at(*cache.pattern).positions())
+    throw std::invalid_argument("cache `" + cache.name + "` is shorter than its pattern");
+  caches_.emplace_back(shape);
+  homes_.emplace_back();
+  if (cache.pattern) homes_.back().emplace(plans_[*cache.pattern], shape);
 }
 
 void Decoder::check(const Request& request) const {
@@ -109,17 +121,32 @@ void Decoder::check(const Request& request) const {
       if (id < 0 || at(id) >= shape_.vocabulary)
         throw std::invalid_argument("prompt id outside the vocabulary");
     }
-    if (shape_.max_width > 1 && prompt.size() > shape_.max_width) {
-      throw std::invalid_argument("a prompt is wider than the decoder's buffers");
-    }
-    for (const NamedCache& cache : shape_.caches) {
-      if (request.prefix_length + prompt.size() + search.max_new_tokens - 1 > cache.max_length) {
-        throw std::invalid_argument("prompt and new tokens do not fit the cache");
-      }
-    }
   }
+  check_lengths(request);
   check_rows(shape_.recurrent, request.recurrent, prompts);
   check_rows(shape_.memory, request.memory, prompts);
+}
+
+// Longer prompts than one call takes, and compact caches, advance in step: all rows are at one place.
+void Decoder::check_lengths(const Request& request) const {
+  const std::size_t first = request.prompts.front().size();
+  std::size_t longest = 0;
+  for (const Ids& prompt : request.prompts) longest = std::max(longest, prompt.size());
+  const bool in_step = !plans_.empty() || (shape_.max_width > 1 && longest > shape_.max_width);
+  for (const Ids& prompt : request.prompts) {
+    if (in_step && prompt.size() != first) throw std::invalid_argument("prompts differ in length");
+    const std::size_t last = request.prefix_length + prompt.size() + request.search.max_new_tokens - 1;
+    for (const NamedCache& cache : shape_.caches) {
+      if (!cache.pattern && last > cache.max_length)
+        throw std::invalid_argument("prompt and new tokens do not fit the cache");
+    }
+    for (const WindowPlan& plan : plans_) {
+      if (request.prefix_length > 0 || last > plan.origin() + plan.cells())
+        throw std::invalid_argument("prompt and new tokens do not fit the grid");
+      if (std::min(first, shape_.max_width) > plan.origin() + 1)
+        throw std::invalid_argument("the first call reaches into the grid");
+    }
+  }
 }
 
 void Decoder::begin(const Request& request) {
@@ -167,16 +194,14 @@ std::vector<std::vector<Hypothesis>> Decoder::run(const Request& request, const 
   const Running running(running_);
   check(request);
   begin(request);
-  const auto cancelled = [&] { return callbacks.should_cancel && callbacks.should_cancel(); };
-  bool cancel = cancelled();
-  if (!cancel) prefill(request, callbacks);
+  bool cancel = !prefill(request, callbacks);
   for (std::size_t step = 0; !cancel; ++step) {
     if (request.keep_records) keep_records(step, row_count());
     if (lanes_ == 2) guide(request.guidance_scale);
     choose(request, step);
     stream(callbacks);
     drop_finished_images();
-    if (slots_.empty() || (cancel = cancelled())) break;
+    if (slots_.empty() || (cancel = callbacks.cancelled())) break;
     lay_out_rows();
     fill_tokens();
     call({row_count(), 1, slots_.size() * lanes_}, callbacks);
@@ -185,73 +210,6 @@ std::vector<std::vector<Hypothesis>> Decoder::run(const Request& request, const 
   results.reserve(searches_.size());
   for (const auto& search : searches_) results.push_back(gather(*search, request.keep_records));
   return results;
-}
-
-// While prompts are read every lane of an image is one row.
-const Ids& Decoder::prompt_of(const Request& request, std::size_t row) const {
-  return request.prompts[at(slots_[row / lanes_]) * lanes_ + row % lanes_];
-}
-
-void Decoder::prefill(const Request& request, const Callbacks& callbacks) {
-  if (shape_.max_width == 1) return prefill_by_token(request, callbacks);
-  prefill_at_once(request, callbacks);
-}
-
-// Prompts stand at the left; shorter ones are filled up with their last token, which no valid position sees.
-void Decoder::prefill_at_once(const Request& request, const Callbacks& callbacks) {
-  const std::size_t rows = row_count(), width = prompt_of(request, 0).size();
-  for (std::size_t row = 0; row < rows; ++row) {
-    const Ids& prompt = prompt_of(request, row);
-    for (std::size_t i = 0; i < width; ++i) {
-      tokens()[row * width + i] = prompt[std::min(i, prompt.size() - 1)];
-    }
-    new_lengths()[row] = static_cast<std::int32_t>(prompt.size());
-  }
-  call({rows, width, rows}, callbacks);
-}
-
-// A model that takes one token a call reads prompts right-aligned: all rows reach their last token together.
-void Decoder::prefill_by_token(const Request& request, const Callbacks& callbacks) {
-  const std::size_t longest = prompt_of(request, 0).size();
-  for (std::size_t place = 0; place < longest; ++place) {
-    std::size_t rows = 0;
-    for (; rows < row_count(); ++rows) {
-      const Ids& prompt = prompt_of(request, rows);
-      const std::size_t late = longest - prompt.size();
-      if (place < late) break;
-      tokens()[rows] = prompt[place - late];
-      new_lengths()[rows] = 1;
-    }
-    call({rows, 1, rows}, callbacks);
-    if (place + 1 == longest) break;
-    parents_.resize(rows);
-    std::iota(parents_.begin(), parents_.end(), 0);
-    for (RecurrentState& state : recurrent_) state.select(parents_);
-  }
-}
-
-void Decoder::call(const StepSize& size, const Callbacks& callbacks) {
-  fill_lengths(size);
-  for (std::size_t i = 0; i < noise_.size(); ++i) {
-    const std::size_t count = size.rows * shape_.noise[i].row_bytes / sizeof(float);
-    noise_generator_.rand(std::span(noise_[i].as<float>(), count));
-  }
-  callbacks.step(size);
-  for (std::size_t row = 0; row < size.rows; ++row) filled_[row] += new_lengths()[row];
-}
-
-void Decoder::fill_lengths(const StepSize& size) {
-  std::int32_t longest = 0;
-  for (std::size_t row = 0; row < size.rows; ++row) {
-    const std::int32_t past = filled_[row], total = past + new_lengths()[row];
-    past_lengths()[row] = past;
-    last_positions()[row] = total - 1;
-    longest = std::max(longest, total);
-    for (std::size_t i = 0; i < size.width; ++i) {
-      positions()[row * size.width + i] = past + static_cast<std::int64_t>(i);
-    }
-  }
-  *total_length() = longest;
 }
 
 void Decoder::keep_records(std::size_t step, std::size_t rows) {

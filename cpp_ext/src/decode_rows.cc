@@ -46,12 +46,29 @@ void Decoder::lay_out_rows() {
     place_beams(slot, rows_before);
     if (lanes_ == 2) place_lane(slot, rows_before, beams_before);
   }
-  const auto moves = moves_.plan(parents_);
-  for (KvCache& cache : caches_) cache.apply(moves, filled_);
+  move_caches();
   for (RecurrentState& state : recurrent_) state.select(parents_);
   next_filled_.resize(row_count());
   for (std::size_t row = 0; row < row_count(); ++row) next_filled_[row] = filled_[at(parents_[row])];
   filled_.swap(next_filled_);
+}
+
+// A compact cache is filled as its pattern says, the others as the sequence is.
+void Decoder::move_caches() {
+  const auto moves = moves_.plan(parents_);
+  for (std::size_t i = 0; i < caches_.size(); ++i) {
+    if (!homes_[i]) {
+      caches_[i].apply(moves, filled_);
+      continue;
+    }
+    const WindowPlan& plan = plans_[*shape_.caches[i].pattern];
+    compact_filled_.clear();
+    for (const std::int32_t length : filled_) {
+      compact_filled_.push_back(static_cast<std::int32_t>(plan.filled(at(length))));
+    }
+    caches_[i].apply(moves, compact_filled_);
+    homes_[i]->apply(plan, moves, filled_);
+  }
 }
 
 void Decoder::place_beams(std::size_t slot, std::size_t rows_before) {

@@ -55,6 +55,15 @@ void KvCache::broadcast(std::size_t source, std::size_t first, std::size_t count
   }
 }
 
+void KvCache::copy_positions(const KvCache& source, std::size_t row, std::size_t from, std::size_t to,
+                             std::size_t count) {
+  const std::byte* there = source.rows_.data() + row * source.row_bytes() + from * position_bytes();
+  std::byte* here = rows_.data() + row * row_bytes() + to * position_bytes();
+  for (std::size_t head = 0; head < shape_.heads; ++head) {
+    std::memcpy(here + head * head_bytes(), there + head * source.head_bytes(), count * position_bytes());
+  }
+}
+
 RecurrentState::RecurrentState(std::size_t max_rows, std::size_t row_bytes)
     : row_bytes_(row_bytes), input_(max_rows * row_bytes), output_(max_rows * row_bytes) {}
 

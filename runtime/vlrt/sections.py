@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vlrt.attention_patterns import PatternSpec
 from vlrt.errors import BundleError
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
@@ -191,12 +192,14 @@ class StateSpec:
         output: name of the step graph's output that replaces it; empty for noise. Memory has one only where, beside
             ``kv_concat``, the decoder's first call computes it from the chain's.
         initial: name of the image chain's output it starts from; `input` where empty.
+        pattern: of a ``kv`` cache that holds only what a sparse attention sees: its pattern's name.
     """
 
     kind: Literal["recurrent", "kv", "kv_concat", "memory", "noise"]
     input: str
     output: str = ""
     initial: str = ""
+    pattern: str = ""
 
     @property
     def source(self) -> str:
@@ -222,6 +225,8 @@ class DecodeSpec:
         defaults: values for `vlrt.decode.DecodeOptions` by field name.
         max_length: most tokens a sequence may have, prompt included.
         end_is_text: whether the end id belongs to the sentence, as a full stop does.
+        patterns: of sparse attentions; the step graph takes ``last_position.<name>`` and ``total_length.<name>`` of
+            their caches.
     """
 
     chain: tuple[str, ...]
@@ -238,6 +243,7 @@ class DecodeSpec:
     logits: str = "logits"
     prefill: str = ""
     end_is_text: bool = False
+    patterns: tuple[PatternSpec, ...] = ()
 
     def __post_init__(self) -> None:
         ids = (*self.start_ids, *self.end_ids, self.pad_id)
@@ -250,6 +256,15 @@ class DecodeSpec:
             raise refuse("decode section: one input of the step graph is named twice")
         if not self.concatenates and (self.prefill or any(s.kind == "memory" and s.output for s in self.states)):
             raise refuse("decode section: only a decoder whose caches grow may have a first call of its own")
+        self._check_patterns()
+
+    def _check_patterns(self) -> None:
+        named = {pattern.name: pattern for pattern in self.patterns}
+        if len(named) < len(self.patterns) or len({pattern.text for pattern in self.patterns}) > 1:
+            raise refuse("decode section: patterns need names of their own and one length of text")
+        for state in self.states:
+            if state.pattern and (state.pattern not in named or state.kind != "kv"):
+                raise refuse(f"state `{state.input}` names the pattern `{state.pattern}`, which is not there for it")
 
     @property
     def concatenates(self) -> bool:

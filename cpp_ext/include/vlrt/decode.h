@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -18,6 +19,7 @@
 #include "vlrt/noise.h"
 #include "vlrt/search.h"
 #include "vlrt/trellis.h"
+#include "vlrt/window.h"
 
 namespace vlrt {
 
@@ -37,6 +39,7 @@ struct NamedCache {
   std::size_t max_length;
   std::size_t head_dim;
   std::size_t element_bytes;
+  std::optional<std::size_t> pattern = std::nullopt;  // of a compact cache: index into the shape's patterns
 };
 
 // What the loop allocates. A row is one live hypothesis; rows of an image lie together. A guided image counts
@@ -46,7 +49,9 @@ struct LoopShape {
   std::size_t max_images = 1;
   std::size_t max_rows = 1;
   std::size_t max_steps = 1;  // most new tokens of any run
-  std::size_t max_width = 1;  // most prompt tokens that one call of the model takes; 1: a recurrent model
+  std::size_t max_width = 1;  // most prompt tokens that one call of the model takes; 1: a recurrent model.
+                              // What is longer (prompts of one length only) follows token by token.
+  std::vector<WindowPattern> patterns;
   std::vector<NamedCache> caches;
   std::vector<NamedRow> recurrent;
   std::vector<NamedRow> memory;
@@ -94,6 +99,8 @@ struct Callbacks {
   std::function<void(const StepSize&)> step;
   std::function<void(std::size_t image, std::int32_t token)> on_token;  // may be empty
   std::function<bool()> should_cancel;                                  // may be empty
+
+  bool cancelled() const { return should_cancel && should_cancel(); }
 };
 
 // Buffers of a model's inputs and outputs, and the loop over them. One run at a time; a run that throws
@@ -114,6 +121,8 @@ class Decoder {
   std::int32_t* last_positions() { return last_positions_.as<std::int32_t>(); }  // [rows] past + new - 1
   std::int32_t* total_length() { return total_length_.as<std::int32_t>(); }      // [1] longest past + new
   float* logits() { return logits_.as<float>(); }                                // [rows, vocabulary]
+  std::int32_t* pattern_last(std::size_t index) { return pattern_last_[index].as<std::int32_t>(); }  // [rows]
+  std::int32_t* pattern_total(std::size_t index) { return pattern_total_[index].as<std::int32_t>(); }  // [1]
   KvCache& cache(std::size_t index) { return caches_[index]; }
   RecurrentState& recurrent(std::size_t index) { return recurrent_[index]; }
   ImageMemory& memory(std::size_t index) { return memory_[index]; }
@@ -122,14 +131,22 @@ class Decoder {
 
  private:
   void check(const Request& request) const;
+  void check_lengths(const Request& request) const;
+  void add_cache(const NamedCache& cache);
   void begin(const Request& request);
   void fill_slots(const Request& request);
   const Ids& prompt_of(const Request& request, std::size_t row) const;
-  void prefill(const Request& request, const Callbacks& callbacks);
-  void prefill_at_once(const Request& request, const Callbacks& callbacks);
-  void prefill_by_token(const Request& request, const Callbacks& callbacks);
+  // Each is false where it was cancelled.
+  bool prefill(const Request& request, const Callbacks& callbacks);
+  bool prefill_at_once(const Request& request, const Callbacks& callbacks);
+  bool prefill_by_token(const Request& request, const Callbacks& callbacks);
+  void keep_rows(std::size_t rows);
   void call(const StepSize& size, const Callbacks& callbacks);
   void fill_lengths(const StepSize& size);
+  void fill_pattern_lengths(const StepSize& size);
+  void recall_windows(const StepSize& size);
+  void store_windows(const StepSize& size);
+  void move_caches();
   void keep_records(std::size_t step, std::size_t rows);
   void guide(float scale);
   void choose(const Request& request, std::size_t step);
@@ -149,7 +166,10 @@ class Decoder {
   LoopShape shape_;
   AlignedBuffer tokens_, positions_, past_lengths_, new_lengths_, last_positions_, total_length_;
   AlignedBuffer logits_, processed_, maxima_;
+  std::vector<WindowPlan> plans_;
+  std::vector<AlignedBuffer> pattern_last_, pattern_total_;
   std::vector<KvCache> caches_;
+  std::vector<std::optional<WindowHome>> homes_;  // of compact caches
   std::vector<RecurrentState> recurrent_;
   std::vector<ImageMemory> memory_;
   std::vector<AlignedBuffer> noise_;
@@ -169,6 +189,7 @@ class Decoder {
   std::vector<std::int32_t> filled_;  // positions filled per row
   std::vector<std::int32_t> parents_;
   std::vector<std::int32_t> next_filled_;
+  std::vector<std::int32_t> compact_filled_;
   std::vector<char> taken_;
   std::vector<ScoreRow> score_rows_;
   std::vector<std::int32_t> nodes_;

@@ -33,6 +33,11 @@ class KvCache {
   // Copies the first `length` positions of row `source` to rows [first, first + count).
   void broadcast(std::size_t source, std::size_t first, std::size_t count, std::size_t length);
 
+  // Copies `count` positions of a row of `source` (another cache, or other positions of this one) from `from`
+  // on to the same row here from `to` on.
+  void copy_positions(const KvCache& source, std::size_t row, std::size_t from, std::size_t to,
+                      std::size_t count);
+
   const KvShape& shape() const { return shape_; }
   std::size_t row_bytes() const { return shape_.heads * head_bytes(); }
   std::byte* data() { return rows_.data(); }

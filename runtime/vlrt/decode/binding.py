@@ -38,9 +38,10 @@ class StepModel:
 
     Args:
         spec: the manifest's decode section.
-        session: the loaded step graph. Besides the inputs that `spec` names it may take `position` [R, W]
-            int64, `past_length`, `new_length`, `last_position` [R] int32 and `total_length` [1] int32; see
-            `StepBuffers`. Graphs whose caches grow by concatenation are served by `vlrt.decode.concat`.
+        session: the loaded step graph. Besides the inputs that `spec` names it may take `position` [R, W] int64,
+            `past_length`, `new_length`, `last_position` [R] int32 and `total_length` [1] int32, the last two also for
+            each pattern, `last_position.<name>`; see `StepBuffers`. Graphs whose caches grow by concatenation are
+            served by `vlrt.decode.concat`.
         prefill: the graph of the first call, where `spec` names another one.
 
     Raises:
@@ -108,6 +109,8 @@ class StepModel:
         graph, states = self.session.spec, self.spec.states
         axes = self._axes(initial)
         width = max(map(len, prompts)) if self.takes_prompts_at_once else 1
+        for pattern in self.spec.patterns:
+            width = min(width, pattern.text + 1)  # up to there every pattern sees all that is earlier
         longest = self._positions(max(map(len, prompts)) + options.max_new_tokens)
 
         def tensors(kind: str) -> tuple[RowTensor, ...]:
@@ -124,6 +127,7 @@ class StepModel:
             memory=tensors("memory"),
             noise=tensors("noise"),
             records=tuple(_row_tensor(graph.output(r.output), axes) for r in self.spec.records),
+            patterns=self.spec.patterns,
         )
 
     def _positions(self, needed: int) -> int:
@@ -133,8 +137,11 @@ class StepModel:
     def _cache(self, state: StateSpec, longest: int) -> RowTensor:
         """A cache; its named axis is that of the positions."""
         spec = self.session.spec.input(state.input)
+        for pattern in self.spec.patterns:
+            if pattern.name == state.pattern:
+                longest = pattern.positions
         shape = tuple(longest if isinstance(axis, str) else axis for axis in spec.shape[1:])
-        return RowTensor(spec.name, shape, spec.dtype)
+        return RowTensor(spec.name, shape, spec.dtype, state.pattern)
 
     def _axes(self, initial: Mapping[str, Array]) -> dict[str, int]:
         """Sizes of the named axes that the initial values decide, e.g. regions of the image."""
@@ -189,6 +196,8 @@ class BoundLoop:
             "last_position": buffers.last_positions,
             "total_length": buffers.total_length,
         }
+        inputs |= {f"last_position.{name}": array for name, array in buffers.pattern_last.items()}
+        inputs |= {f"total_length.{name}": array for name, array in buffers.pattern_total.items()}
         for given in (buffers.states, buffers.caches, buffers.memory, buffers.noise):
             inputs |= given
         outputs: dict[str, Array] = {spec.logits: buffers.logits, **buffers.records}
@@ -205,7 +214,7 @@ def _serves(have: LoopShape, need: LoopShape) -> bool:
     enough = all(getattr(have, name) >= getattr(need, name) for name in sizes)
     # A loop of width 1 reads prompts token by token; a wider one would not.
     same_kind = (have.max_width == 1) == (need.max_width == 1)
-    tensors = ("recurrent", "memory", "noise", "records")
+    tensors = ("recurrent", "memory", "noise", "records", "patterns")
     same = all(getattr(have, name) == getattr(need, name) for name in tensors)
     long_enough = all(ours.shape[1] >= theirs.shape[1] for ours, theirs in zip(have.caches, need.caches))
     return enough and same_kind and same and long_enough

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlrt import _C
+from vlrt.attention_patterns import PatternSpec
 from vlrt.decode.options import DecodeOptions
 from vlrt.errors import VlrtError
 
@@ -22,11 +23,12 @@ ShouldCancel = Callable[[], bool]
 
 @dataclass(frozen=True)
 class RowTensor:
-    """One row of a tensor: its name, its shape without the first axis, its dtype."""
+    """One row of a tensor: its name, its shape without the first axis, its dtype; of a compact cache its pattern."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    pattern: str = ""
 
     @property
     def row_bytes(self) -> int:
@@ -42,8 +44,10 @@ class LoopShape:
         max_images: images decoded together; a guided image counts as two.
         max_rows: live hypotheses of all images together.
         max_steps: most new tokens of a run.
-        max_width: prompt tokens that one call of the model takes; 1 for models that take one token a call.
-        caches: attention caches, row shape [heads, positions, head_dim]; read and written in place.
+        max_width: prompt tokens that one call of the model takes; 1 for models that take one token a call. What is
+            longer, where all prompts are of one length, follows token by token.
+        caches: attention caches, row shape [heads, positions, head_dim]; read and written in place. One with a pattern
+            holds the text and behind it what the cell of the call sees, in any order; the rest waits elsewhere.
         recurrent: states that a step reads and replaces.
         memory: tensors with one row per image.
         noise: float32 tensors filled with uniforms in [0, 1) before every call.
@@ -60,9 +64,13 @@ class LoopShape:
     memory: tuple[RowTensor, ...] = ()
     noise: tuple[RowTensor, ...] = ()
     records: tuple[RowTensor, ...] = ()
+    patterns: tuple[PatternSpec, ...] = ()
 
     def __post_init__(self) -> None:
+        names = {pattern.name for pattern in self.patterns}
         for cache in self.caches:
+            if cache.pattern and cache.pattern not in names:
+                raise VlrtError(f"cache `{cache.name}` names the pattern `{cache.pattern}`, which is not there")
             if len(cache.shape) != 3:
                 raise VlrtError(f"cache `{cache.name}` has row shape {cache.shape}, expected three axes")
         if any(noise.dtype != "float32" for noise in self.noise):
@@ -83,6 +91,8 @@ class StepBuffers:
         past_lengths, new_lengths, last_positions: [R] int32: filled positions before the call, tokens of this
             call (shorter prompts stand at the left), and the sum of both less one.
         total_length: [1] int32, longest past + new.
+        pattern_last, pattern_total: the last two for the caches of each pattern: where the last token stands in them,
+            and how many of their positions are filled after the call.
         logits: [R, vocabulary] float32, of each row's last token.
     """
 
@@ -102,6 +112,8 @@ class StepBuffers:
     memory: Mapping[str, Array]
     noise: Mapping[str, Array]
     records: Mapping[str, Array]
+    pattern_last: Mapping[str, Array] = field(default_factory=dict)
+    pattern_total: Mapping[str, Array] = field(default_factory=dict)
 
 
 Step = Callable[[StepBuffers], object]
@@ -178,7 +190,8 @@ class Loop:
             max_rows=shape.max_rows,
             max_steps=shape.max_steps,
             max_width=shape.max_width,
-            caches=[(c.name, *c.shape, np.dtype(c.dtype).itemsize) for c in shape.caches],
+            patterns=[(pattern.name, pattern.text, pattern.visible()) for pattern in shape.patterns],
+            caches=[(c.name, *c.shape, np.dtype(c.dtype).itemsize, _place(c, shape.patterns)) for c in shape.caches],
             recurrent=_rows(shape.recurrent),
             memory=_rows(shape.memory),
             noise=_rows(shape.noise),
@@ -212,6 +225,8 @@ class Loop:
             memory={t.name: _typed(decoder.memory(t.name), t, images) for t in shape.memory},
             noise={t.name: _typed(decoder.noise(t.name), t, rows) for t in shape.noise},
             records={t.name: _typed(decoder.record(t.name), t, rows) for t in shape.records},
+            pattern_last={p.name: decoder.pattern_last(p.name)[:rows] for p in shape.patterns},
+            pattern_total={p.name: decoder.pattern_total(p.name) for p in shape.patterns},
         )
 
     def run(
@@ -250,6 +265,10 @@ def _score_hint(message: str) -> str:
     if "no token" in message:
         return "the options forbid every token: allow more in `suppress_tokens`, `bad_words_ids` and the like"
     return "`vlrt verify BUNDLE` checks the model"
+
+
+def _place(cache: RowTensor, patterns: Sequence[PatternSpec]) -> int | None:
+    return [pattern.name for pattern in patterns].index(cache.pattern) if cache.pattern else None
 
 
 def _rows(tensors: Sequence[RowTensor]) -> list[tuple[str, int]]:
