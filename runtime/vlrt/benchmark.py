@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,15 @@ import numpy as np
 
 import vlrt
 from vlrt import zoo
-from vlrt.bundle import Bundle
+from vlrt.benchmark_probes import LABELS, QUESTION, Probe, open_probe
 from vlrt.decode import DecodeOptions
-from vlrt.embedding import DualEncoder
 from vlrt.engines import EngineOptions
 from vlrt.errors import UsageError, VlrtError
-from vlrt.image import load, preprocess
-from vlrt.tasks.caption import Captioner
+from vlrt.image import load
 from vlrt.verify import SENTENCES, synthetic_picture
 
-LABELS = ("a dog", "a cat", "a bicycle", "a car", "a person", "a tree", "a boat", "a house")
+DECODING = ("caption", "answer")
+"""Tasks with a decoder."""
 
 
 @dataclass(frozen=True)
@@ -107,60 +105,6 @@ class Report:
         return asdict(self)
 
 
-class CaptionProbe:
-    """Captioning: read, encode, decode, and the time between two decoder steps."""
-
-    def __init__(self, bundle: Bundle, options: EngineOptions, decode: dict[str, Any]) -> None:
-        self.captioner = Captioner(bundle, options)
-        for role in self.captioner.spec.roles:
-            self.captioner.sessions.get(role)
-        self.sessions = self.captioner.sessions
-        self.decode = decode
-        self.steps: list[float] = []
-        self.result = ""
-
-    def run(self, photographs: Sequence[bytes]) -> dict[str, float]:
-        """Seconds by stage."""
-        ticks: list[float] = []
-
-        def tick() -> bool:
-            ticks.append(time.perf_counter())
-            return False
-
-        found = self.captioner.batch(photographs, should_cancel=tick, **self.decode)
-        if len(photographs) == 1:
-            self.steps += [b - a for a, b in pairwise(ticks)]
-        self.result = found[0].text
-        return found[0].timings
-
-
-class EmbedProbe:
-    """Everything built on a dual encoder: read, image, and the text of the task."""
-
-    def __init__(self, bundle: Bundle, options: EngineOptions, sentences: Sequence[str]) -> None:
-        self.encoder = DualEncoder(bundle, options)
-        for role in (*self.encoder.spec.image, *self.encoder.spec.text):
-            self.encoder.sessions.get(role)
-        self.sessions = self.encoder.sessions
-        self.sentences = sentences
-        self.steps: list[float] = []
-        self.result = ""
-
-    def run(self, photographs: Sequence[bytes]) -> dict[str, float]:
-        """Seconds by stage."""
-        encoder = self.encoder
-        marks = [time.perf_counter()]
-        pixels = preprocess([load(photograph) for photograph in photographs], encoder.image_spec)
-        marks.append(time.perf_counter())
-        images = encoder.sessions.run_chain(encoder.spec.image, {encoder.image_spec.input: pixels})
-        marks.append(time.perf_counter())
-        texts = encoder.texts(self.sentences)
-        marks.append(time.perf_counter())
-        cosines = texts @ images[encoder.spec.image_output][0]
-        self.result = f"{self.sentences[int(cosines.argmax())]} ({cosines.max():.3f})"
-        return dict(zip(("read", "encode image", f"encode {len(texts)} texts"), np.diff(marks).tolist()))
-
-
 def bench(
     task: str,
     model: str | None,
@@ -185,11 +129,7 @@ def bench(
     progress("load")
     started = time.perf_counter()
     bundle = zoo.resolve(model, task)
-    probe: CaptionProbe | EmbedProbe
-    if task == "caption":
-        probe = CaptionProbe(bundle, engine, options.decode)
-    else:
-        probe = EmbedProbe(bundle, engine, LABELS if task == "classify" else SENTENCES)
+    probe = open_probe(task, bundle, engine, options.decode)
     loaded = time.perf_counter()
     probe.run([image])
     first = time.perf_counter()
@@ -229,11 +169,11 @@ def _check(task: str, model: str | None, options: BenchOptions, image: bytes) ->
     """Finds out before minutes of measuring what would fail in them."""
     load(image)
     decode = zoo.resolve(model, task).manifest.decode
-    if task == "caption" and decode is not None:
+    if task in DECODING and decode is not None:
         DecodeOptions.from_manifest(decode.defaults, **options.decode)
 
 
-def _throughput(probe: CaptionProbe | EmbedProbe, images: Sequence[bytes], options: BenchOptions) -> float:
+def _throughput(probe: Probe, images: Sequence[bytes], options: BenchOptions) -> float:
     """Photographs per second: the median over runs."""
     probe.run(images)
     seconds = []
@@ -252,6 +192,7 @@ def _whole_processes(
         photograph.write_bytes(image)
         arguments = {
             "caption": [str(photograph)],
+            "answer": [str(photograph), QUESTION],
             "match": [str(photograph), *SENTENCES],
             "embed": [str(photograph), *SENTENCES],
             "classify": [str(photograph), "--labels", ", ".join(LABELS)],

@@ -66,7 +66,7 @@ def test_whole_processes(bench: Run) -> None:
     ("arguments", "code", "words"),
     [
         (("caption", "--beams", 0), 2, "`num_beams` is 0"),
-        (("match", "--beams", 2), 2, "`--beams` is for captioning only"),
+        (("match", "--beams", 2), 2, "`--beams` is for captions and answers only"),
         (("caption", "--batches", "1,x"), 2, "`--batches` is `1,x`, expected whole numbers"),
         (("caption", "--batches", "0"), 2, "batch sizes above zero"),
         (("caption", "--repeats", 0), 2, "invalid value for '--repeats'"),

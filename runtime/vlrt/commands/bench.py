@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Measure a task: latency, throughput, memory.")
-@click.argument("task", type=click.Choice(["caption", "match", "search", "classify", "embed"]))
+@click.argument("task", type=click.Choice(["caption", "answer", "match", "search", "classify", "embed"]))
 @model_options
 @click.option("--image", type=click.Path(path_type=Path), help="Photograph to measure on.  [default: a synthetic one]")
-@click.option("--beams", "num_beams", type=int, help="Beams of the search, for captioning.")
+@click.option("--beams", "num_beams", type=int, help="Beams of the search, for captions and answers.")
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Measured runs of each point.")
 @click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Runs before, not counted.")
 @click.option("--batches", default="1,2,4,8", show_default=True, help="Batch sizes of the throughput.")
@@ -44,11 +44,11 @@ def bench(
     **counts: int,
 ) -> None:
     """Measure TASK: load, first result, stages, decoder steps, throughput over batch, peak memory."""
-    from vlrt.benchmark import BenchOptions, bench
+    from vlrt.benchmark import DECODING, BenchOptions, bench
     from vlrt.engines import EngineOptions
 
-    if num_beams is not None and task != "caption":
-        raise UsageError("`--beams` is for captioning only")
+    if num_beams is not None and task not in DECODING:
+        raise UsageError("`--beams` is for captions and answers only")
     decode = {} if num_beams is None else {"num_beams": num_beams}
     options = BenchOptions(batches=_sizes(batches), decode=decode, **counts)
     photograph = _read(image) if image else None
