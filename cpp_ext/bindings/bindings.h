@@ -7,6 +7,7 @@
 namespace vlrt::bindings {
 
 void register_decode(pybind11::module_& m);
+void register_diffusion(pybind11::module_& m);
 void register_kv_cache(pybind11::module_& m);
 void register_logits(pybind11::module_& m);
 void register_noise(pybind11::module_& m);

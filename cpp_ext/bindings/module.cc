@@ -6,4 +6,5 @@ PYBIND11_MODULE(_C, m) {
   vlrt::bindings::register_logits(m);
   vlrt::bindings::register_kv_cache(m);
   vlrt::bindings::register_decode(m);
+  vlrt::bindings::register_diffusion(m);
 }
