@@ -141,3 +141,146 @@ class Decoder:
         keep_records: bool = True,
         guidance_scale: float = 1.0,
     ) -> list[list[Hypothesis]]: ...
+
+class PredictionError(RuntimeError): ...
+
+class Betas:
+    linear: Betas
+    scaled_linear: Betas
+    squared_cosine: Betas
+    explicit: Betas
+
+class Spacing:
+    leading: Spacing
+    trailing: Spacing
+    linspace: Spacing
+    listed: Spacing
+
+class UpdateKind:
+    ddim: UpdateKind
+    ddpm: UpdateKind
+    pndm: UpdateKind
+    euler: UpdateKind
+    euler_ancestral: UpdateKind
+    heun: UpdateKind
+    dpm_solver: UpdateKind
+    lcm: UpdateKind
+    unclip: UpdateKind
+    consistency: UpdateKind
+
+class Prediction:
+    epsilon: Prediction
+    v: Prediction
+    sample: Prediction
+
+class Variance:
+    fixed_small: Variance
+    fixed_small_log: Variance
+    fixed_large: Variance
+    learned: Variance
+    learned_range: Variance
+
+class FinalSigma:
+    zero: FinalSigma
+    sigma_min: FinalSigma
+
+class Part:
+    both: Part
+    unconditional: Part
+    conditional: Part
+
+class NoiseSchedule:
+    def __init__(
+        self,
+        *,
+        betas: Betas,
+        train_steps: int,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        values: Sequence[float] = (),
+        zero_terminal_snr: bool = False,
+    ) -> None: ...
+    @property
+    def betas(self) -> NDArray[float32]: ...
+    @property
+    def alphas_cumprod(self) -> NDArray[float32]: ...
+
+def section_timesteps(sections: str, train_steps: int) -> list[int]: ...
+
+class UpdateOptions:
+    kind: UpdateKind
+    steps: int
+    prediction: Prediction
+    variance: Variance
+    spacing: Spacing
+    timesteps: Sequence[int]
+    steps_offset: int
+    set_alpha_to_one: bool
+    clip_range: float
+    dynamic_threshold: bool
+    threshold_ratio: float
+    threshold_maximum: float
+    eta: float
+    rederive_epsilon: bool
+    skip_prk_steps: bool
+    karras_sigmas: bool
+    final_sigma: FinalSigma
+    solver_order: int
+    lower_order_final: bool
+    original_steps: int
+    timestep_scaling: float
+
+class UpdateRule:
+    def __init__(self, schedule: NoiseSchedule, options: UpdateOptions) -> None: ...
+    @property
+    def init_noise_sigma(self) -> float: ...
+    @property
+    def order(self) -> int: ...
+    @property
+    def evaluations(self) -> list[tuple[float, float, float, float, bool]]: ...
+
+class GuidanceOptions:
+    scale: float
+    rescale: float
+    start: float
+    stop: float
+    channels: int
+
+class SamplingOptions:
+    guidance: GuidanceOptions
+    two_passes: bool
+    start: int
+    noise_copies: int
+    always_draws: bool
+    replaces: bool
+
+class Denoiser:
+    def __init__(self, *, images: int, channels: int, output_channels: int, pixels: int) -> None: ...
+    @property
+    def sample(self) -> NDArray[float32]: ...
+    @property
+    def denoised(self) -> NDArray[float32]: ...
+    @property
+    def gradient(self) -> NDArray[float32]: ...
+    @property
+    def model_input(self) -> NDArray[float32]: ...
+    @property
+    def timesteps(self) -> NDArray[int64]: ...
+    @property
+    def real_timesteps(self) -> NDArray[float32]: ...
+    @property
+    def model_output(self) -> NDArray[float32]: ...
+    def run(
+        self,
+        *,
+        rule: UpdateRule,
+        options: SamplingOptions,
+        generators: Sequence[TorchGenerator],
+        predict: Callable[[Part, int, int], object],
+        known_sample: NDArray[float32] | None = None,
+        known_noise: NDArray[float32] | None = None,
+        known_mask: NDArray[float32] | None = None,
+        gradient: Callable[[int], object] | None = None,
+        on_step: Callable[[int, int], object] | None = None,
+        should_cancel: Callable[[], bool] | None = None,
+    ) -> int: ...
