@@ -20,11 +20,24 @@ TASKS = {
     "tokenize": "Tokenizer",
     "detokenize": "Detokenizer",
     "reconstruct": "Reconstructor",
+    "generate": "Painter",
+    "edit": "Editor",
+    "inpaint": "Inpainter",
+    "variations": "Varier",
+    "interpolate": "Interpolator",
+    "upscale": "Upscaler",
 }
 """Task -> class in the module of that name; its constructor takes a bundle and engine options."""
 
 
-def load(task: str, model: str | os.PathLike[str] | None = None, *, device: str = "cpu", threads: int = 0) -> Any:
+def load(
+    task: str,
+    model: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "cpu",
+    threads: int = 0,
+    keep_loaded: bool = False,
+) -> Any:
     """Opens a bundle for a task, ready to be called.
 
     Args:
@@ -32,6 +45,8 @@ def load(task: str, model: str | os.PathLike[str] | None = None, *, device: str 
         model: a bundle's folder or name; the task's default where `None`.
         device: ``cpu``, ``cuda:0``, …; never falls back to another.
         threads: of the CPU; 0 means all.
+        keep_loaded: of tasks that paint: whether every graph stays in memory, as servers want it; others keep them
+            in any case.
 
     Returns:
         An object of the task's class in `TASKS`, of the module `vlrt.tasks.<task>`.
@@ -43,4 +58,5 @@ def load(task: str, model: str | os.PathLike[str] | None = None, *, device: str 
         raise UsageError(f"there is no task `{task}`", "one of " + ", ".join(f"`{t}`" for t in TASKS))
     bundle = zoo.resolve(model, task)
     pipeline = getattr(import_module(f"vlrt.tasks.{task}"), TASKS[task])
-    return pipeline(bundle, EngineOptions(device, threads))
+    options = EngineOptions(device, threads)
+    return pipeline(bundle, options, keep_loaded) if bundle.manifest.diffusion else pipeline(bundle, options)
