@@ -4,24 +4,54 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import click
 
 from vlrt import record, zoo
 from vlrt.bundle import Bundle
+from vlrt.errors import one_line
 from vlrt.manifest import Manifest, TensorSpec
 
 
 @click.command(short_help="Show what a bundle holds, and its parity certificate.")
 @click.argument("bundle")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest, or the parameters, as JSON.")
 def inspect(bundle: str, as_json: bool) -> None:
-    """Show the manifest of BUNDLE (folder or name): graphs, numbers, and the parity certificate."""
+    """Show the manifest of BUNDLE (folder or name): graphs, numbers, and the parity certificate.
+
+    Of a PNG that `vlrt run` painted: how it was made, and the command that makes it again.
+    """
+    if Path(bundle).is_file():
+        _picture(Path(bundle), as_json)
+        return
     opened = Bundle.open(zoo.find(bundle))
     if as_json:
         click.echo(json.dumps(record.write(opened.manifest), ensure_ascii=False))
         return
     _print(opened, opened.manifest)
+
+
+def _picture(path: Path, as_json: bool) -> None:
+    """How a picture was made."""
+    from vlrt.commands.repeat import repeat_command
+    from vlrt.picture_file import read_parameters
+
+    parameters = read_parameters(path)
+    command = repeat_command(parameters)
+    if as_json:
+        click.echo(json.dumps({**parameters, "command": command}, ensure_ascii=False))
+        return
+    for name, value in parameters.items():
+        click.echo(
+            one_line(
+                f"{name:12} {', '.join(f'{k} {v}' for k, v in value.items())}"
+                if isinstance(value, dict)
+                else f"{name:12} {value}"
+            )
+        )
+    click.echo("again with:")
+    click.echo(f"  {one_line(command)}")
 
 
 def _print(opened: Bundle, found: Manifest) -> None:

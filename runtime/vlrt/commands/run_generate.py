@@ -1,0 +1,28 @@
+"""`vlrt run generate`: paint what words say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlrt.commands.options import model_options
+from vlrt.commands.paint_options import paint_options, split_options
+
+if TYPE_CHECKING:
+    from vlrt.tasks.generate import Painter
+
+
+@click.command(short_help="Paint what words say.")
+@click.argument("prompt", default="")
+@model_options
+@click.option("--label", help="Class to paint, by name or number, of models that know classes.")
+@paint_options
+def generate(prompt: str, model: str | None, device: str, threads: int, **given: Any) -> None:
+    """Paint what PROMPT says; models without words paint a class (--label), or anything."""
+    from vlrt.commands.painting import run_painting
+    from vlrt.tasks import load
+
+    running, options = split_options(given)
+    painter: Painter = load("generate", model, device=device, threads=threads, keep_loaded=running.keep_loaded)
+    run_painting(running, "generate", lambda hooks: painter.batch(prompt, **options, **hooks), model)
