@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from tiny_bundles import WORDS, GraphMaker, records, seal, tensor, tokenizer_json
 
 from vlrt import manifest
+from vlrt.bundle import Bundle
 from vlrt.diffusion_sections import (
     DiffusionSpec,
     InpaintSpec,
@@ -18,7 +20,9 @@ from vlrt.diffusion_sections import (
     ScheduleSpec,
     StageSpec,
 )
+from vlrt.engines import Sessions
 from vlrt.manifest import GraphSpec, ImageSpec, Manifest, Source, TextSpec
+from vlrt.verify import observe
 
 CONTEXT, WIDTH, LATENT, SIDE, FACTOR = 8, 6, 4, 8, 2
 TEXT = TextSpec("tokenizer.json", CONTEXT, len(WORDS), pad_id=0, start_id=1, end_id=2, pad_to_context=True)
@@ -140,7 +144,12 @@ def _write(folder: Path, makers: list[GraphMaker], tasks: tuple[str, ...], spec:
     graphs: dict[str, GraphSpec] = {maker.role: maker.save(folder) for maker in makers}
     (folder / "tokenizer.json").write_text(tokenizer_json(), "utf-8")
     source = Source("tests", "0", "Apache-2.0", "random weights")
-    seal(folder, Manifest(manifest.SCHEMA, folder.name, "tiny", tasks, source, records(folder), graphs, diffusion=spec))
+    described = Manifest(manifest.SCHEMA, folder.name, "tiny", tasks, source, records(folder), graphs, diffusion=spec)
+    described = seal(folder, described)
+    bundle = Bundle.open(folder)
+    sessions = Sessions(bundle)
+    (folder / "goldens.json").write_text(json.dumps(observe(bundle, sessions.run_chain, sessions)), "utf-8")
+    seal(folder, described, goldens="goldens.json")
     return folder
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from vlrt.errors import UsageError
 
 Array = NDArray[np.float32]
+_TINY = np.float32(1e-12)
 
 
 def slerp(start: Array, end: Array, share: float) -> Array:
@@ -17,7 +18,9 @@ def slerp(start: Array, end: Array, share: float) -> Array:
         start, end: float32 [N, D], of any length.
         share: of the angle between them.
     """
-    directions = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in (start, end))
+    directions = (
+        vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _TINY) for vectors in (start, end)
+    )
     cosine = np.multiply(*directions).sum(-1, keepdims=True, dtype=np.float64).clip(-1, 1)
     angle = np.arccos(cosine)
     sine = np.sin(angle)

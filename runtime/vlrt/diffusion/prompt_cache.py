@@ -33,15 +33,19 @@ class PromptCache:
     Args:
         folder: of the files; the user's cache folder where `None`.
         most_bytes: size that the folder is kept below.
+        keeps: whether anything is kept at all.
     """
 
-    def __init__(self, folder: Path | None = None, most_bytes: int = 256 << 20) -> None:
+    def __init__(self, folder: Path | None = None, most_bytes: int = 256 << 20, keeps: bool = True) -> None:
         self.folder = folder or zoo.cache_folder() / "prompt-states"
         self.most_bytes = most_bytes
+        self.keeps = keeps
         self._remembered: OrderedDict[str, dict[str, Array]] = OrderedDict()
 
     def get(self, key: str) -> dict[str, Array] | None:
         """The arrays kept under a key, or `None`."""
+        if not self.keeps:
+            return None
         found = self._remembered.get(key) or _read(self._path(key))
         if found is not None:
             self._remember(key, found)
@@ -51,6 +55,8 @@ class PromptCache:
 
     def put(self, key: str, arrays: Mapping[str, Array]) -> None:
         """Keeps arrays under a key."""
+        if not self.keeps:
+            return
         self._remember(key, dict(arrays))
         content = io.BytesIO()
         named: dict[str, Any] = {f"array.{name}": array for name, array in arrays.items()}

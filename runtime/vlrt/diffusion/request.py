@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vlrt.diffusion_sections import RULES, StageSpec
@@ -29,6 +31,7 @@ class PaintStep:
         stage: its name.
         step, steps: steps done, of how many.
         picture, pictures: which picture, from 0, of how many.
+        sample: [C, H, W] or [D], at the next noise level; the loop's own, so copy what is to be kept.
         preview: makes a picture of what is there so far; `None` where the model gives no way to.
     """
 
@@ -37,6 +40,7 @@ class PaintStep:
     steps: int
     picture: int
     pictures: int
+    sample: NDArray[np.float32]
     preview: Callable[[], Image.Image | None]
 
 

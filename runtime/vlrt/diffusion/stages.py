@@ -204,7 +204,7 @@ class StageRun:
         def on_step(done: StepDone) -> None:
             if told is not None:
                 shown = lambda: preview(stage, done.denoised[0])  # noqa: E731 - drawn only where somebody looks
-                told(PaintStep(stage.name, done.step, done.steps, *place, shown))
+                told(PaintStep(stage.name, done.step, done.steps, *place, done.sample[0], shown))
 
         def gradient(sample: Array, index: int, filled: Array) -> None:
             denoiser.gradient(sample, filled, timesteps[index], scale)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from vlrt import zoo
+from vlrt.bundle import Bundle
 from vlrt.engines.session import EngineOptions
 from vlrt.errors import UsageError
 
@@ -57,6 +58,10 @@ def load(
     if task not in TASKS:
         raise UsageError(f"there is no task `{task}`", "one of " + ", ".join(f"`{t}`" for t in TASKS))
     bundle = zoo.resolve(model, task)
-    pipeline = getattr(import_module(f"vlrt.tasks.{task}"), TASKS[task])
-    options = EngineOptions(device, threads)
+    options, pipeline = EngineOptions(device, threads), task_class(task, bundle)
     return pipeline(bundle, options, keep_loaded) if bundle.manifest.diffusion else pipeline(bundle, options)
+
+
+def task_class(task: str, bundle: Bundle) -> Any:
+    """The class that does a task with a bundle."""
+    return getattr(import_module(f"vlrt.tasks.{task}"), TASKS[task])
