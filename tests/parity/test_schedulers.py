@@ -1,7 +1,7 @@
 """Every update rule against diffusers' scheduler of the same configuration, step by step.
 
 Both sides walk with one fixed toy denoiser and one seed. The tolerance is 1e-5 of the sample's own size at each step;
-samples of the rules over noise levels start at a deviation of 14 and more.
+samples of the rules over noise levels start at a deviation of 14 and, with zero terminal signal, of 4096.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def ours(spec: ScheduleSpec, rule: str, steps: int, channels: int = 3, eta: floa
     schedule = Schedule(spec, rule, steps, eta)
     generator = Generator(SEED)
     initial = generator.randn(SHAPE) * np.float32(schedule.init_noise_sigma)
-    seen: list[Any] = []
+    seen: list[Any] = [(initial, None)]
     hooks = Hooks(on_step=lambda done: seen.append((done.sample.copy(), done.denoised.copy())))
     step = step_of(channels)
     found = sample(step, schedule, initial, output_channels=channels, generators=[generator], hooks=hooks, start=start)
@@ -76,7 +76,7 @@ def theirs(scheduler: Any, channels: int = 3, eta: float = 0.0, start: int = 0) 
     if hasattr(scheduler, "set_begin_index"):
         # Else rules whose rounded timesteps repeat begin at the second of two equal ones.
         scheduler.set_begin_index(start)
-    seen = []
+    seen: list[Any] = [(x.numpy(), None)]
     timesteps = scheduler.timesteps[start:]
     for i, t in enumerate(timesteps):
         if "prev_timestep" in names:
@@ -90,8 +90,11 @@ def theirs(scheduler: Any, channels: int = 3, eta: float = 0.0, start: int = 0) 
 
 def agree(mine: list[Any], reference: list[Any]) -> None:
     assert len(mine) == len(reference)
+    largest = 0.0
     for i, ((x, clean), (y, expected)) in enumerate(zip(mine, reference)):
-        assert np.abs(x - y).max() <= 1e-5 * max(1.0, np.abs(y).max()), f"evaluation {i}"
+        # One unit in the last place of the largest sample so far survives in all that are computed from it.
+        assert np.abs(x - y).max() <= 1e-5 * max(1.0, np.abs(y).max()) + largest * 2**-23, f"after {i} evaluations"
+        largest = max(largest, float(np.abs(y).max()))
         if expected is not None:
             # A clean sample is a difference of samples; at little signal its error is theirs, stretched.
             assert np.abs(clean - expected.numpy()).max() <= 2e-5 * max(1.0, np.abs(expected.numpy()).max()), i
