@@ -18,6 +18,7 @@ namespace {
 using Rows = std::vector<std::pair<std::string, std::size_t>>;
 using Caches = std::vector<
     std::tuple<std::string, std::size_t, std::size_t, std::size_t, std::size_t, std::optional<std::size_t>>>;
+using Shifts = std::vector<std::tuple<std::string, std::size_t, std::size_t, std::size_t>>;
 using Patterns = std::vector<std::tuple<std::string, std::size_t, std::vector<Ids>>>;
 
 py::ssize_t size(std::size_t value) {
@@ -34,6 +35,13 @@ std::vector<NamedCache> named(const Caches& caches) {
   std::vector<NamedCache> specs;
   for (const auto& [name, heads, length, dim, bytes, pattern] : caches)
     specs.push_back({name, heads, length, dim, bytes, pattern});
+  return specs;
+}
+
+std::vector<NamedShift> named(const Shifts& shifts) {
+  std::vector<NamedShift> specs;
+  for (const auto& [name, row_bytes, origin, columns] : shifts)
+    specs.push_back({name, row_bytes, origin, columns});
   return specs;
 }
 
@@ -190,6 +198,15 @@ void register_buffers(py::class_<Decoder>& decoder) {
   };
   decoder.def("state_input", state(&RecurrentState::input));
   decoder.def("state_output", state(&RecurrentState::output));
+  const auto shift = [](auto side) {
+    return [side](const py::object& self, const std::string& name) {
+      auto& d = self.cast<Decoder&>();
+      ShiftedState& found = d.shifted(index_of(d.shape().shifts, name));
+      return bytes_view((found.*side)(), d.shape().max_rows, found.row_bytes(), self);
+    };
+  };
+  decoder.def("shift_input", shift(&ShiftedState::input));
+  decoder.def("shift_output", shift(&ShiftedState::output));
   decoder.def("memory", [](const py::object& self, const std::string& name) {
     auto& d = self.cast<Decoder&>();
     ImageMemory& found = d.memory(index_of(d.shape().memory, name));
@@ -213,18 +230,18 @@ void register_decode(py::module_& m) {
   py::register_exception<ScoreError>(m, "ScoreError");
   register_options(m);
   py::class_<Decoder> decoder(m, "Decoder");
-  decoder.def(
-      py::init([](std::size_t vocabulary, std::size_t max_images, std::size_t max_rows, std::size_t max_steps,
-                  std::size_t max_width, const Patterns& patterns, const Caches& caches,
-                  const Rows& recurrent, const Rows& memory, const Rows& noise, const Rows& records) {
-        return std::make_unique<Decoder>(LoopShape{vocabulary, max_images, max_rows, max_steps, max_width,
-                                                   named(patterns), named(caches), named(recurrent),
-                                                   named(memory), named(noise), named(records)});
-      }),
-      py::kw_only(), py::arg("vocabulary"), py::arg("max_images"), py::arg("max_rows"), py::arg("max_steps"),
-      py::arg("max_width") = 1, py::arg("patterns") = Patterns{}, py::arg("caches") = Caches{},
-      py::arg("recurrent") = Rows{}, py::arg("memory") = Rows{}, py::arg("noise") = Rows{},
-      py::arg("records") = Rows{});
+  decoder.def(py::init([](std::size_t vocabulary, std::size_t max_images, std::size_t max_rows,
+                          std::size_t max_steps, std::size_t max_width, const Patterns& patterns,
+                          const Caches& caches, const Rows& recurrent, const Shifts& shifts,
+                          const Rows& memory, const Rows& noise, const Rows& records) {
+                return std::make_unique<Decoder>(LoopShape{
+                    vocabulary, max_images, max_rows, max_steps, max_width, named(patterns), named(caches),
+                    named(recurrent), named(shifts), named(memory), named(noise), named(records)});
+              }),
+              py::kw_only(), py::arg("vocabulary"), py::arg("max_images"), py::arg("max_rows"),
+              py::arg("max_steps"), py::arg("max_width") = 1, py::arg("patterns") = Patterns{},
+              py::arg("caches") = Caches{}, py::arg("recurrent") = Rows{}, py::arg("shifts") = Shifts{},
+              py::arg("memory") = Rows{}, py::arg("noise") = Rows{}, py::arg("records") = Rows{});
   decoder.def("run", &run, py::kw_only(), py::arg("search"), py::arg("logits"), py::arg("seed"),
               py::arg("prompts"), py::arg("recurrent"), py::arg("memory"), py::arg("step"),
               py::arg("on_token") = py::none(), py::arg("should_cancel") = py::none(),

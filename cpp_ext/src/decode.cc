@@ -79,6 +79,7 @@ Decoder::Decoder(LoopShape shape)
   }
   for (const NamedCache& cache : shape_.caches) add_cache(cache);
   for (const NamedRow& state : shape_.recurrent) recurrent_.emplace_back(shape_.max_rows, state.row_bytes);
+  for (const NamedShift& shift : shape_.shifts) shifted_.emplace_back(shift, shape_.max_rows);
   for (const NamedRow& memory : shape_.memory) memory_.emplace_back(shape_.max_images, memory.row_bytes);
   for (const NamedRow& noise : shape_.noise) noise_.emplace_back(shape_.max_rows * noise.row_bytes);
   for (const NamedRow& record : shape_.records) {
@@ -132,7 +133,8 @@ void Decoder::check_lengths(const Request& request) const {
   const std::size_t first = request.prompts.front().size();
   std::size_t longest = 0;
   for (const Ids& prompt : request.prompts) longest = std::max(longest, prompt.size());
-  const bool in_step = !plans_.empty() || (shape_.max_width > 1 && longest > shape_.max_width);
+  const bool in_step =
+      !plans_.empty() || !shifted_.empty() || (shape_.max_width > 1 && longest > shape_.max_width);
   for (const Ids& prompt : request.prompts) {
     if (in_step && prompt.size() != first) throw std::invalid_argument("prompts differ in length");
     const std::size_t last = request.prefix_length + prompt.size() + request.search.max_new_tokens - 1;

@@ -80,6 +80,8 @@ void Decoder::call(const StepSize& size, const Callbacks& callbacks) {
     fill_pattern_lengths(size);
     recall_windows(size);
   }
+  const std::size_t first = at(past_lengths()[0]), last = at(last_positions()[0]);
+  for (ShiftedState& state : shifted_) state.recall(first, size.rows);
   for (std::size_t i = 0; i < noise_.size(); ++i) {
     const std::size_t count = size.rows * shape_.noise[i].row_bytes / sizeof(float);
     noise_generator_.rand(std::span(noise_[i].as<float>(), count));
@@ -87,6 +89,7 @@ void Decoder::call(const StepSize& size, const Callbacks& callbacks) {
   callbacks.step(size);
   for (std::size_t row = 0; row < size.rows; ++row) filled_[row] += new_lengths()[row];
   if (!plans_.empty()) store_windows(size);
+  for (ShiftedState& state : shifted_) state.store(last, size.rows);
 }
 
 void Decoder::fill_lengths(const StepSize& size) {

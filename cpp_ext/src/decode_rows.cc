@@ -56,6 +56,7 @@ void Decoder::lay_out_rows() {
 // A compact cache is filled as its pattern says, the others as the sequence is.
 void Decoder::move_caches() {
   const auto moves = moves_.plan(parents_);
+  for (ShiftedState& state : shifted_) state.apply(moves);
   for (std::size_t i = 0; i < caches_.size(); ++i) {
     if (!homes_[i]) {
       caches_[i].apply(moves, filled_);

@@ -138,7 +138,7 @@ class Manifest:
         for state in spec.states:
             given_once = state.kind == "memory" and not any(t.name == state.input for t in step.inputs)
             (first if given_once else step).input(state.input)
-            if state.kind in ("recurrent", "kv", "kv_concat"):
+            if state.kind in ("recurrent", "kv", "kv_concat", "shift"):
                 step.output(state.output)
             if state.kind == "memory" and state.output:
                 first.output(state.output)

@@ -187,15 +187,17 @@ class StateSpec:
     Args:
         kind: ``recurrent`` (read from `input`, written to `output`), ``kv`` (in-place cache of fixed length),
             ``kv_concat`` (grows by concatenation, in graphs that others exported), ``memory`` (from the image, one row
-            per image, never per beam), ``noise`` (uniforms in [0, 1), drawn for every row before each step).
+            per image, never per beam), ``noise`` (uniforms in [0, 1), drawn for every row before each step), ``shift``
+            (of which a cell reads one half from the cell above and the other from the left).
         input: name of the step graph's input.
         output: name of the step graph's output that replaces it; empty for noise. Memory has one only where, beside
             ``kv_concat``, the decoder's first call computes it from the chain's.
         initial: name of the image chain's output it starts from; `input` where empty.
-        pattern: of a ``kv`` cache that holds only what a sparse attention sees: its pattern's name.
+        pattern: of a ``kv`` cache that holds only what a sparse attention sees, its pattern's name; of a ``shift`` that
+            of a pattern over its grid.
     """
 
-    kind: Literal["recurrent", "kv", "kv_concat", "memory", "noise"]
+    kind: Literal["recurrent", "kv", "kv_concat", "memory", "noise", "shift"]
     input: str
     output: str = ""
     initial: str = ""
@@ -263,7 +265,7 @@ class DecodeSpec:
         if len(named) < len(self.patterns) or len({pattern.text for pattern in self.patterns}) > 1:
             raise refuse("decode section: patterns need names of their own and one length of text")
         for state in self.states:
-            if state.pattern and (state.pattern not in named or state.kind != "kv"):
+            if (state.pattern or state.kind == "shift") and state.pattern not in named:
                 raise refuse(f"state `{state.input}` names the pattern `{state.pattern}`, which is not there for it")
 
     @property

@@ -18,6 +18,7 @@
 #include "vlrt/logits.h"
 #include "vlrt/noise.h"
 #include "vlrt/search.h"
+#include "vlrt/shifted.h"
 #include "vlrt/trellis.h"
 #include "vlrt/window.h"
 
@@ -54,6 +55,7 @@ struct LoopShape {
   std::vector<WindowPattern> patterns;
   std::vector<NamedCache> caches;
   std::vector<NamedRow> recurrent;
+  std::vector<NamedShift> shifts;
   std::vector<NamedRow> memory;
   std::vector<NamedRow> noise;  // float32 uniforms in [0, 1)
   std::vector<NamedRow> records;
@@ -125,6 +127,7 @@ class Decoder {
   std::int32_t* pattern_total(std::size_t index) { return pattern_total_[index].as<std::int32_t>(); }  // [1]
   KvCache& cache(std::size_t index) { return caches_[index]; }
   RecurrentState& recurrent(std::size_t index) { return recurrent_[index]; }
+  ShiftedState& shifted(std::size_t index) { return shifted_[index]; }
   ImageMemory& memory(std::size_t index) { return memory_[index]; }
   std::byte* noise(std::size_t index) { return noise_[index].data(); }
   std::byte* record(std::size_t index) { return records_[index].data(); }
@@ -171,6 +174,7 @@ class Decoder {
   std::vector<KvCache> caches_;
   std::vector<std::optional<WindowHome>> homes_;  // of compact caches
   std::vector<RecurrentState> recurrent_;
+  std::vector<ShiftedState> shifted_;
   std::vector<ImageMemory> memory_;
   std::vector<AlignedBuffer> noise_;
   std::vector<AlignedBuffer> records_;

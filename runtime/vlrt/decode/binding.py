@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,6 +129,9 @@ class StepModel:
             noise=tensors("noise"),
             records=tuple(_row_tensor(graph.output(r.output), axes) for r in self.spec.records),
             patterns=self.spec.patterns,
+            shifts=tuple(
+                replace(_row_tensor(graph.input(s.input), axes), pattern=s.pattern) for s in states if s.kind == "shift"
+            ),
         )
 
     def _positions(self, needed: int) -> int:
@@ -202,7 +206,7 @@ class BoundLoop:
             inputs |= given
         outputs: dict[str, Array] = {spec.logits: buffers.logits, **buffers.records}
         for state in spec.states:
-            if state.kind == "recurrent":
+            if state.kind in ("recurrent", "shift"):
                 outputs[state.output] = buffers.next_states[state.input]
             elif state.kind == "kv":
                 outputs[state.output] = buffers.caches[state.input]
@@ -214,7 +218,7 @@ def _serves(have: LoopShape, need: LoopShape) -> bool:
     enough = all(getattr(have, name) >= getattr(need, name) for name in sizes)
     # A loop of width 1 reads prompts token by token; a wider one would not.
     same_kind = (have.max_width == 1) == (need.max_width == 1)
-    tensors = ("recurrent", "memory", "noise", "records", "patterns")
+    tensors = ("recurrent", "memory", "noise", "records", "patterns", "shifts")
     same = all(getattr(have, name) == getattr(need, name) for name in tensors)
     long_enough = all(ours.shape[1] >= theirs.shape[1] for ours, theirs in zip(have.caches, need.caches))
     return enough and same_kind and same and long_enough

@@ -49,6 +49,8 @@ class LoopShape:
         caches: attention caches, row shape [heads, positions, head_dim]; read and written in place. One with a pattern
             holds the text and behind it what the cell of the call sees, in any order; the rest waits elsewhere.
         recurrent: states that a step reads and replaces.
+        shifts: states of which each cell of its pattern's grid reads one half from the cell above and the other from
+            the left, zeros where there is none.
         memory: tensors with one row per image.
         noise: float32 tensors filled with uniforms in [0, 1) before every call.
         records: step outputs kept for every word.
@@ -65,12 +67,14 @@ class LoopShape:
     noise: tuple[RowTensor, ...] = ()
     records: tuple[RowTensor, ...] = ()
     patterns: tuple[PatternSpec, ...] = ()
+    shifts: tuple[RowTensor, ...] = ()
 
     def __post_init__(self) -> None:
         names = {pattern.name for pattern in self.patterns}
+        for state in (*self.caches, *self.shifts):
+            if (state.pattern or state in self.shifts) and state.pattern not in names:
+                raise VlrtError(f"state `{state.name}` names the pattern `{state.pattern}`, which is not there")
         for cache in self.caches:
-            if cache.pattern and cache.pattern not in names:
-                raise VlrtError(f"cache `{cache.name}` names the pattern `{cache.pattern}`, which is not there")
             if len(cache.shape) != 3:
                 raise VlrtError(f"cache `{cache.name}` has row shape {cache.shape}, expected three axes")
         if any(noise.dtype != "float32" for noise in self.noise):
@@ -193,6 +197,7 @@ class Loop:
             patterns=[(pattern.name, pattern.text, pattern.visible()) for pattern in shape.patterns],
             caches=[(c.name, *c.shape, np.dtype(c.dtype).itemsize, _place(c, shape.patterns)) for c in shape.caches],
             recurrent=_rows(shape.recurrent),
+            shifts=[_shift(state, shape.patterns) for state in shape.shifts],
             memory=_rows(shape.memory),
             noise=_rows(shape.noise),
             records=_rows(shape.records),
@@ -220,8 +225,10 @@ class Loop:
             total_length=decoder.total_length,
             logits=decoder.logits[:rows],
             caches={t.name: _typed(decoder.cache(t.name), t, rows) for t in shape.caches},
-            states={t.name: _typed(decoder.state_input(t.name), t, rows) for t in shape.recurrent},
-            next_states={t.name: _typed(decoder.state_output(t.name), t, rows) for t in shape.recurrent},
+            states={t.name: _typed(decoder.state_input(t.name), t, rows) for t in shape.recurrent}
+            | {t.name: _typed(decoder.shift_input(t.name), t, rows) for t in shape.shifts},
+            next_states={t.name: _typed(decoder.state_output(t.name), t, rows) for t in shape.recurrent}
+            | {t.name: _typed(decoder.shift_output(t.name), t, rows) for t in shape.shifts},
             memory={t.name: _typed(decoder.memory(t.name), t, images) for t in shape.memory},
             noise={t.name: _typed(decoder.noise(t.name), t, rows) for t in shape.noise},
             records={t.name: _typed(decoder.record(t.name), t, rows) for t in shape.records},
@@ -269,6 +276,11 @@ def _score_hint(message: str) -> str:
 
 def _place(cache: RowTensor, patterns: Sequence[PatternSpec]) -> int | None:
     return [pattern.name for pattern in patterns].index(cache.pattern) if cache.pattern else None
+
+
+def _shift(state: RowTensor, patterns: Sequence[PatternSpec]) -> tuple[str, int, int, int]:
+    (pattern,) = (pattern for pattern in patterns if pattern.name == state.pattern)
+    return state.name, state.row_bytes, pattern.text, pattern.grid[1]
 
 
 def _rows(tensors: Sequence[RowTensor]) -> list[tuple[str, int]]:
