@@ -79,11 +79,35 @@ def reweighed() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def seeded() -> ModuleType:
+    """The module that makes weights of names and shapes; see `seeded_weights.py`."""
+    return _load_beside("seeded_weights")
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle of five graphs with random weights that captions, matches and searches. Do not change it."""
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     tiny.write_bundle(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_diffusion(tiny: ModuleType) -> ModuleType:
+    """The module that makes tiny bundles that paint; see `tiny_diffusion.py`."""
+    return _load_beside("tiny_diffusion")
+
+
+@pytest.fixture(scope="session")
+def latent_bundle(tiny_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latent diffusion of 16x16 pixels: generates, edits, inpaints. Do not change it."""
+    return Path(tiny_diffusion.latent(tmp_path_factory.mktemp("bundles") / "latent"))
+
+
+@pytest.fixture(scope="session")
+def cascade_bundle(tiny_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prior, a decoder and an upsampler to 16x16 pixels: generates, varies, interpolates, upscales."""
+    return Path(tiny_diffusion.cascade(tmp_path_factory.mktemp("bundles") / "cascade"))
 
 
 @pytest.fixture

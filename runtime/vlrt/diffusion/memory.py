@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 from pathlib import Path
 
 
 def give_back() -> None:
-    """Returns freed memory to the system, so that the next stage finds it.
-
-    Loops and their sessions refer to each other, and the C library keeps what was freed in pieces.
-    """
-    gc.collect()
+    """Returns freed memory to the system, so that the next stage finds it: the C library keeps what is in pieces."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
