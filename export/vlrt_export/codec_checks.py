@@ -36,7 +36,7 @@ def codec_checks(codec: ImageCodec, tolerance: Tolerance) -> Sequence[Check]:
         return ()
 
     def codes(folder: Path) -> Iterator[Measurement]:
-        yield _measure_codes(Bundle.open(folder), tokenizer)
+        yield measure_codes(Bundle.open(folder), tokenizer)
 
     def reconstruction(folder: Path) -> Iterator[Measurement]:
         yield _measure_reference(Bundle.open(folder), codec, tolerance("pixels", 1e-4))
@@ -51,8 +51,8 @@ def pictures(codec: PictureCodec) -> list[Image.Image]:
     return [codec.fit(picture, (height, width)) for picture in (synthetic_picture(), noise_picture(333, 227))]
 
 
-def _measure_codes(bundle: Bundle, tokenizer: ImageTokenizer) -> Measurement:
-    """Codes that double precision would give otherwise, ties apart."""
+def measure_codes(bundle: Bundle, tokenizer: ImageTokenizer) -> Measurement:
+    """Codes of a bundle that its tokenizer in double precision would give otherwise, ties apart."""
     wrong = ties = total = 0
     double = copy.deepcopy(tokenizer).double()
     runtime = PictureCodec(bundle)

@@ -1,0 +1,259 @@
+"""Codecs of pictures against their references: goldens of two packages, diffusers, and the real VQ-VAE."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vlrt.bundle import Bundle
+from vlrt.codec import PictureCodec
+from vlrt.errors import VlrtError
+from vlrt.image import load
+from vlrt.verify import verify
+from vlrt.zoo import Entry
+from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.checkpoints import Checkpoint
+from vlrt_export.codec_checks import measure_codes
+from vlrt_export.codec_plan import codec_plan
+from vlrt_export.codec_reader import open_image_codec
+from vlrt_export.families import dvae as dvae_family
+from vlrt_export.families import vq_vae as vq_vae_family
+from vlrt_export.families import vqgan as vqgan_family
+from vlrt_export.modules.image_codec import ImageTokenizer
+from vlrt_export.request import Request
+from vlrt_export.vq_vae_checkpoint import plain_vq_vae, random_vq_vae
+from vlrt_export.vqgan_checkpoint import load_vqgan, random_vqgan
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+VQ_VAE = {"hidden": 16, "residual": 8, "blocks": 2, "width": 8, "codebook": 24}
+
+
+def request(family: str, source: Path | str) -> Request:
+    return Request("tiny", Entry(family, ("tokenize",), ""), str(source))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def dvae_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    target = tmp_path_factory.mktemp("dvae") / "tiny"
+    write_bundle(dvae_family.build(request("dvae", GOLDEN / "dvae")), target)
+    return Bundle.open(target)
+
+
+def npz(path: Path) -> dict[str, Any]:
+    with np.load(path) as every:
+        return {name: every[name] for name in every.files}
+
+
+def test_pickled_dvae_modules_are_read_without_running_them() -> None:
+    expected, codec = npz(GOLDEN / "dvae" / "expected.npz"), open_image_codec(GOLDEN / "dvae")
+    assert (codec.kind, codec.codebook, codec.factor, codec.grid) == ("dvae", 40, 8, (32, 32))
+    assert codec.tokenizer is not None
+    with torch.no_grad():
+        logits = codec.tokenizer.scores(torch.from_numpy(expected["pixels"]))
+        painted = codec.detokenizer(torch.from_numpy(expected["codes"]))
+    np.testing.assert_allclose(logits, expected["logits"], atol=1e-6)
+    np.testing.assert_allclose(painted, expected["painted"], atol=1e-6)
+
+
+def test_the_dvae_bundle_gives_the_reference_s_codes_and_pictures(dvae_bundle: Bundle) -> None:
+    expected, codec = npz(GOLDEN / "dvae" / "expected.npz"), PictureCodec(dvae_bundle)
+    assert len(np.unique(expected["codes"])) > 8
+    found = codec.sessions.run_chain(("image_tokenizer",), {"pixels": expected["pixels"]})["tokens"]
+    np.testing.assert_array_equal(found, expected["codes"])
+    np.testing.assert_allclose(codec.decode(expected["codes"]), expected["painted"], atol=1e-5)
+    assert all(measured.passed for measured in verify(dvae_bundle))
+
+
+@pytest.mark.parametrize("prefixes", [("encoder.", "decoder."), ("enc.", "dec.")])
+def test_a_state_dict_of_both_halves_is_a_dvae(tmp_path: Path, prefixes: tuple[str, str]) -> None:
+    pickled = open_image_codec(GOLDEN / "dvae")
+    assert pickled.checkpoint is not None
+    tensors = {
+        name.replace("encoder.", prefixes[0], 1).replace("decoder.", prefixes[1], 1): tensor.contiguous()
+        for name, tensor in pickled.checkpoint.tensors.items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    codes = torch.arange(6).reshape(1, 2, 3)
+    with torch.no_grad():
+        found = open_image_codec(tmp_path).detokenizer(codes)
+        torch.testing.assert_close(found, pickled.detokenizer(codes))
+
+
+@pytest.mark.parametrize("kind", ["nearest", "gumbel"])
+def test_taming_s_vqgan(kind: str, seeded: ModuleType, tmp_path: Path) -> None:
+    stored = npz(GOLDEN / "vqgan.npz")
+    config = json.loads(str(stored["config"]))
+    shapes = {name: tuple(shape) for name, shape in json.loads(str(stored[f"{kind}/shapes"])).items()}
+    named = {name: torch.from_numpy(value) for name, value in seeded.seeded(shapes).items()}
+    training = {"loss.discriminator.main.0.weight": torch.zeros(2, 2)}
+    torch.save({"epoch": 3, "state_dict": named | training}, tmp_path / "last.ckpt")
+    (tmp_path / "model.yaml").write_text(json.dumps({"model": {"params": {"ddconfig": config}}}), "utf-8")
+    codec = open_image_codec(tmp_path)
+    assert (codec.kind, codec.codebook, codec.factor, codec.grid) == ("vqgan", 48, 4, (8, 8))
+    assert codec.tokenizer is not None
+    with torch.no_grad():
+        codes = codec.tokenizer(torch.from_numpy(stored[f"{kind}/pixels"]))
+        painted = codec.detokenizer(torch.from_numpy(stored[f"{kind}/codes"]))
+    assert len(np.unique(stored[f"{kind}/codes"])) > 8
+    np.testing.assert_array_equal(codes, stored[f"{kind}/codes"])
+    np.testing.assert_allclose(painted, stored[f"{kind}/painted"], atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def diffusers_model() -> Any:
+    import diffusers
+
+    torch.manual_seed(0)
+    model = diffusers.VQModel(
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=24,
+        norm_num_groups=8,
+        vq_embed_dim=5,
+    ).eval()
+    with torch.no_grad():
+        model.quantize.embedding.weight.normal_(0, 0.3)
+    return model
+
+
+def test_diffusers_vq_model(diffusers_model: Any, tmp_path: Path) -> None:
+    diffusers_model.save_pretrained(tmp_path / "vqvae")
+    write_bundle(vqgan_family.build(request("vqgan", tmp_path / "vqvae")), tmp_path / "tiny")
+    codec = PictureCodec(Bundle.open(tmp_path / "tiny"))
+    pixels = torch.rand(2, 3, 16, 24)
+    with torch.no_grad():
+        latents = diffusers_model.encode(2 * pixels - 1).latents
+        codes = diffusers_model.quantize(latents)[2][2].reshape(2, 8, 12).numpy()
+        painted = (diffusers_model.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    assert len(np.unique(codes)) > 5
+    found = codec.sessions.run_chain(("image_tokenizer",), {"pixels": pixels.numpy()})["tokens"]
+    np.testing.assert_array_equal(found, codes)
+    np.testing.assert_allclose(codec.decode(codes), painted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"norm_type": "spatial"}, "norm_type `spatial`"), ({"_class_name": "AutoencoderKL"}, "is a `AutoencoderKL`")],
+)
+def test_kinds_of_vq_model_that_are_not_known_are_named(
+    diffusers_model: Any, tmp_path: Path, change: dict[str, str], words: str
+) -> None:
+    diffusers_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | change), "utf-8")
+    with pytest.raises(VlrtError, match=words):
+        open_image_codec(tmp_path)
+
+
+def test_the_real_vq_vae_on_photographs(shared_dir: Path, tmp_path: Path) -> None:
+    """Codes are those of the card's formula, and the loss is what the card says: 0.0025 to 0.006."""
+    write_bundle(vq_vae_family.build(request("vq-vae", shared_dir / "vqvae")), tmp_path / "tiny")
+    codec, tensors = PictureCodec(Bundle.open(tmp_path / "tiny")), load_file(shared_dir / "vqvae" / "model.safetensors")
+    losses = []
+    for path in sorted((shared_dir / "flickr8k-dev" / "images").glob("*.jpg"))[:16]:
+        picture = codec.fit(load(path), (96, 96))
+        pixels, found = codec.pixels([picture]), codec.encode([picture])
+        with torch.no_grad():
+            codes, painted = plain_vq_vae(tensors, torch.from_numpy(pixels))
+        np.testing.assert_array_equal(found, codes)
+        again = codec.decode(found)
+        np.testing.assert_allclose(again, painted, atol=1e-5)
+        losses.append(float(np.square(again - pixels).mean()))
+    assert 0.0025 < float(np.median(losses)) < 0.006
+
+
+def test_random_weights_of_each_kind() -> None:
+    """Equal seeds, equal weights; two codecs of one plan paint what they read."""
+    small = {"channels": [8, 16], "blocks": 1, "attended": [1], "latent": 4, "width": 4, "groups": 4, "codebook": 20}
+    for codec in (random_vq_vae(VQ_VAE, 1), random_vqgan(small, 1)):
+        again = random_vq_vae(VQ_VAE, 1) if codec.kind == "vq-vae" else random_vqgan(small, 1)
+        codes = torch.arange(6).reshape(1, 2, 3)
+        assert torch.equal(codec.detokenizer(codes), again.detokenizer(codes))
+        assert codec.tokenizer is not None
+        assert codec.tokenizer(codec.detokenizer(codes)).shape == codes.shape
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ImageTokenizer]:
+    """A bundle with two equal codes that photographs use, and its tokenizer."""
+    codec = random_vq_vae(VQ_VAE, 2)
+    tokenizer = codec.tokenizer
+    assert tokenizer is not None
+    assert tokenizer.codebook is not None
+    seen = tokenizer.encoder(torch.zeros(1, 3, 16, 16))[0, :, 2, 2]
+    with torch.no_grad():
+        tokenizer.codebook[:2] = seen
+    target = tmp_path_factory.mktemp("tied") / "tiny"
+    plan = codec_plan(Request("tiny", Entry("vq-vae", (), ""), random=True), codec, "")
+    write_bundle(replace(plan, checks=()), target)
+    return Bundle.open(target), tokenizer
+
+
+def test_codes_that_double_precision_gives_otherwise_are_counted(tied: tuple[Bundle, ImageTokenizer]) -> None:
+    bundle, tokenizer = tied
+    other = copy.deepcopy(tokenizer)
+    assert other.codebook is not None
+    with torch.no_grad():
+        other.codebook[:2] += 0.5
+    assert measure_codes(bundle, tokenizer).passed
+    measured = measure_codes(bundle, other)
+    assert not measured.passed
+    assert measured.value > 10
+
+
+def test_ties_are_told_apart(tied: tuple[Bundle, ImageTokenizer]) -> None:
+    """The graph takes the first of two equal codes; where the second is nearer by a hair, that is no fault."""
+    bundle, tokenizer = tied
+    other = copy.deepcopy(tokenizer)
+    assert other.codebook is not None
+    with torch.no_grad():
+        other.codebook[0] += 1e-6
+    measured = measure_codes(bundle, other)
+    assert measured.passed
+    assert measured.note.endswith(" ties")
+
+
+def test_damaged_checkpoints_are_named(tmp_path: Path, shared_dir: Path) -> None:
+    tensors = load_file(shared_dir / "vqvae" / "model.safetensors")
+    whole = dict(tensors)
+    del tensors["decoder.conv_1.weight"]
+    with pytest.raises(VlrtError, match=r"lacks the tensor `decoder\.conv_1\.weight`"):
+        _open(tensors, tmp_path)
+    with pytest.raises(VlrtError, match=r"unexpected tensor `surplus`"):
+        _open(whole | {"surplus": torch.zeros(2)}, tmp_path)
+    with pytest.raises(VlrtError, match=r"no codec of pictures"):
+        _open({"something": torch.zeros(2)}, tmp_path)
+    _open(whole, tmp_path)
+    with pytest.raises(VlrtError, match="is a vq-vae, expected a vqgan"):
+        vqgan_family.build(request("vqgan", tmp_path))
+    with pytest.raises(VlrtError, match="lacks an encoder or decoder"):
+        _open({"encoder.blocks.input.w": torch.zeros(2)}, tmp_path)
+
+
+def _open(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    save_file(tensors, folder / "model.safetensors")
+    open_image_codec(folder)
+
+
+def test_a_vqgan_with_a_missing_level_is_named() -> None:
+    codec = random_vqgan({"channels": [32, 32], "blocks": 1, "attended": [], "latent": 4, "width": 4, "codebook": 8}, 0)
+    assert codec.checkpoint is None
+    with pytest.raises(VlrtError, match="not a VQGAN"):
+        load_vqgan(Checkpoint({"quantize.embedding.weight": torch.zeros(4, 4)}, {}, None, (), "golden"))
