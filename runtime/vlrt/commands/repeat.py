@@ -29,11 +29,10 @@ def repeat_command(parameters: Mapping[str, Any]) -> str:
     Inputs that were no files are named in capitals, for nobody knows where they are.
     """
     task = str(parameters.get("task"))
-    words = ["vlrt", "run", task]
-    words += [str(parameters.get(name, name.upper())) for name in _INPUTS.get(task, ())]
+    given = [str(parameters.get(name, name.upper())) for name in _INPUTS.get(task, ())]
     if task in _PROMPTED and parameters.get("prompt"):
-        words.append(str(parameters["prompt"]))
-    words += ["--model", str(parameters.get("model") or parameters.get("bundle", "BUNDLE"))]
+        given.append(str(parameters["prompt"]))
+    words = ["--model", str(parameters.get("model") or parameters.get("bundle", "BUNDLE"))]
     for name in _BY_STAGE:
         if name in parameters:
             words += [f"--{name}", _by_stage(parameters[name])]
@@ -57,7 +56,9 @@ def repeat_command(parameters: Mapping[str, Any]) -> str:
         words += ["--prompt", str(parameters["prompt"])]
     if "pictures" in parameters and task != "interpolate":
         words += ["--count", _text(parameters["pictures"])]
-    return shlex.join(words)
+    # What looks like an option is none after two dashes.
+    dashed = any(word.startswith("-") for word in given)
+    return shlex.join(["vlrt", "run", task, *([*words, "--", *given] if dashed else [*given, *words])])
 
 
 def _by_stage(value: Any) -> str:

@@ -85,8 +85,10 @@ def guidance_embedding(guidance: float, width: int) -> FloatArray:
     Source: diffusers' ``get_guidance_scale_embedding`` with ``w = guidance − 1``.
     """
     half = width // 2
-    frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-math.log(10000.0) / (half - 1)))
-    angles = np.float32((guidance - 1) * 1000.0) * frequencies
+    exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10000.0) / (half - 1))
+    # Angles reach thousands, so a frequency must be rounded once, not by the last place more.
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = np.float32(guidance - 1) * np.float32(1000.0) * frequencies
     found = np.zeros((1, width), np.float32)
     found[0, :half], found[0, half : 2 * half] = np.sin(angles), np.cos(angles)
     return found
