@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 HERE = Path(__file__).parent
 CONTEXT, CLIP_CONTEXT = 12, 16
@@ -29,18 +30,18 @@ MERGES = ["Ġ t", "Ġ a", "h e", "Ġt he", "o f", "Ġ d", "o g", "Ġd og", "p h"
 CLIP_MERGES = ["t h", "th e</w>", "d o", "do g</w>", "a n", "an d</w>", "o f</w>", "c a", "ca t</w>"]
 SENTENCES = [*PROMPTS, "It's 42 Dogs;  they'll see the cat's hat", "naïve café — 犬", "", "the dog and the cat " * 4]
 BASE = {
-    "image_size": 16, "num_channels": 32, "num_res_blocks": 1, "num_head_channels": 32, "attention_resolutions": "8",
-    "channel_mult": "1,2", "text_ctx": CONTEXT, "xf_width": 32, "xf_layers": 2, "xf_heads": 2,
+    "image_size": 8, "num_channels": 32, "num_res_blocks": 1, "num_head_channels": 32, "attention_resolutions": "8",
+    "channel_mult": "1", "text_ctx": CONTEXT, "xf_width": 32, "xf_layers": 2, "xf_heads": 2,
 }  # fmt: skip
 UPSAMPLER = {
     **BASE,
-    "image_size": 32,
-    "channel_mult": "1,1,1",
-    "attention_resolutions": "16,8",
+    "image_size": 16,
+    "channel_mult": "1,2",
+    "attention_resolutions": "8",
     "num_head_channels": 16,
 }
 CLIP = {
-    "image_size": 16, "patch_size": 4, "n_vocab": 560, "max_text_len": CLIP_CONTEXT, "n_embd": 24,
+    "image_size": 8, "patch_size": 2, "n_vocab": 560, "max_text_len": CLIP_CONTEXT, "n_embd": 24,
     "n_head_state_text": 16, "n_head_text": 2, "n_xf_blocks_text": 2, "n_head_state_image": 16, "n_head_image": 2,
     "n_xf_blocks_image": 2, "n_timesteps": 1000, "logit_scale": 100.0,
 }  # fmt: skip
@@ -68,10 +69,17 @@ def fill(kind: str, model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
+def photograph() -> Image.Image:
+    """The picture that is painted into, 48 x 48 pixels."""
+    rows, columns = np.mgrid[:48, :48] / 48
+    waves = np.stack([np.cos(5 * rows), np.sin(7 * columns), rows - columns], axis=-1)
+    return Image.fromarray(((waves + 1) * 127.5).astype(np.uint8))
+
+
 def picture(size: int) -> torch.Tensor:
-    """The picture that is painted into, [1, 3, size, size] in −1 to 1."""
-    rows, columns = np.mgrid[:size, :size].astype(np.float32) / size
-    return torch.from_numpy(np.stack([np.cos(5 * rows), np.sin(7 * columns), rows - columns])[None])
+    """That picture as the notebook reads it at one stage's size: [1, 3, size, size] in −1 to 1."""
+    pixels = np.asarray(photograph().resize((size, size), Image.Resampling.BICUBIC), np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
 
 def keep_mask(size: int, first: int) -> torch.Tensor:

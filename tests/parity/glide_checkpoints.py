@@ -42,8 +42,8 @@ def config() -> dict[str, Any]:
         "base": _sizes(made.BASE),
         "upsampler": _sizes(made.UPSAMPLER),
         "clip": {
-            "image_size": 16,
-            "patch_size": 4,
+            "image_size": 8,
+            "patch_size": 2,
             "vocabulary": 560,
             "context": made.CLIP_CONTEXT,
             "dimension": 24,
@@ -58,7 +58,7 @@ def save(folder: Path, inpaint: bool = False, clip: bool = True) -> Request:
     folder.mkdir(parents=True, exist_ok=True)
     made, sizes = script(), config()
     suffix = "_inpaint" if inpaint else ""
-    for kind, section, low in ((f"base{suffix}", "base", 0), (f"upsample{suffix}", "upsampler", 16)):
+    for kind, section, low in ((f"base{suffix}", "base", 0), (f"upsample{suffix}", "upsampler", 8)):
         torch.save(
             _half(kind, GlideSizes(**{**sizes[section], "inpaint": inpaint, "low_resolution": low})),
             folder / f"{kind}.pt",

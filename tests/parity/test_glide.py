@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from vlrt.bundle import Bundle
 from vlrt.engines import Sessions
 from vlrt.errors import VlrtError
 from vlrt.manifest import DiffusionSpec
+from vlrt.picture_file import Painting
+from vlrt.tasks import load
 from vlrt.text import TextCodec
+from vlrt_export import picture_checks
 from vlrt_export.bundle_writer import write_bundle
 from vlrt_export.families import glide as family
 from vlrt_export.modules.glide_clip import ClipGradient, NoisedClipImage, NoisedClipSizes, unit
@@ -97,10 +101,10 @@ def test_denoisers_predict_what_the_originals_do(
     bundle = Bundle.open(folders[name])
     sessions = Sessions(bundle)
     known = conditions(bundle, sessions, made.PROMPTS)
-    for stage, size in (("base", 16), ("upsampler", 32)):
-        kept = made.keep_mask(size, 16).repeat(2, 1, 1, 1)
+    for stage, size in (("base", 8), ("upsampler", 16)):
+        kept = made.keep_mask(size, 8).repeat(2, 1, 1, 1)
         known |= {f"{stage}_kept": kept.numpy(), f"{stage}_masked": (kept * made.picture(size)).numpy()}
-    enlarged = F.interpolate(torch.from_numpy(stored["low"]), (32, 32), mode="bilinear", align_corners=False)
+    enlarged = F.interpolate(torch.from_numpy(stored["low"]), (16, 16), mode="bilinear", align_corners=False)
     known["upsampler_low_resolution"] = enlarged.numpy()
     for stage, golden, sample in (("base", "base", "x"), ("upsampler", "upsample", "y")):
         found = denoise(sessions, stage, known, stored[sample])["prediction"]
@@ -117,8 +121,47 @@ def test_noised_clip_is_the_original(folders: dict[str, Path], stored: dict[str,
     assert np.abs(found - stored["clip_gradient"]).max() < 1e-4 * np.abs(stored["clip_gradient"]).max()
 
 
+def decibels(found: Painting, expected: Any) -> float:
+    """Against a golden picture [1, 3, H, W] in −1 to 1."""
+    pixels = np.clip(np.rint((expected[0].transpose(1, 2, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
+    return picture_checks.psnr(found.pixels, pixels)
+
+
+@pytest.mark.parametrize(("name", "prompt"), [*zip(("first", "second"), made.PROMPTS)])
+def test_a_seed_paints_the_originals_picture(
+    name: str, prompt: str, folders: dict[str, Path], stored: dict[str, Any]
+) -> None:
+    found = load("generate", folders["plain"])(prompt, seed=made.SEED, steps={"base": int(made.STEPS)})
+    assert decibels(found, stored[f"{name}/picture"]) >= 50
+    other = {"first": "second", "second": "first"}[name]
+    assert decibels(found, stored[f"{other}/picture"]) < 20
+
+
+def test_clip_guidance_paints_the_originals_picture(folders: dict[str, Path], stored: dict[str, Any]) -> None:
+    options = {"seed": made.SEED, "steps": {"base": int(made.STEPS)}, "guidance": 1.0}
+    painter = load("generate", folders["plain"])
+    found = painter(made.PROMPTS[0], gradient_guidance=made.GRADIENT_GUIDANCE, **options)
+    assert decibels(found, stored["gradient/picture"]) >= 50
+    assert decibels(painter(made.PROMPTS[0], **options), stored["gradient/picture"]) < 20
+
+
+def test_inpainting_paints_the_originals_picture(folders: dict[str, Path], stored: dict[str, Any]) -> None:
+    mask = np.full((48, 48), 255, np.uint8)
+    mask[:12] = 0
+    options = {"seed": made.SEED, "steps": {"base": int(made.STEPS)}, "guidance": made.GUIDANCE}
+    inpainter = load("inpaint", folders["inpaint"])
+    found = inpainter(made.photograph(), Image.fromarray(mask), made.PROMPTS[0], height=16, width=16, **options)
+    assert decibels(found, stored["inpaint/picture"]) >= 50
+
+
+def test_the_certificate_holds_pictures(folders: dict[str, Path]) -> None:
+    found = {name: Bundle.open(folder).manifest.certificate for name, folder in folders.items()}
+    stages = {name: [m.stage for m in every if m.stage.startswith("picture.")] for name, every in found.items()}
+    assert stages == {"plain": ["picture.generate", "picture.clip-guided"], "inpaint": ["picture.inpaint"]}
+
+
 def test_written_gradient_is_autograd(stored: dict[str, Any]) -> None:
-    sizes = NoisedClipSizes(16, 4, 560, 16, 24, 2, 2, 3, 3, 8)
+    sizes = NoisedClipSizes(8, 2, 560, 16, 24, 2, 2, 3, 3, 8)
     tower = NoisedClipImage(sizes)
     with torch.no_grad():
         for name, tensor in tower.state_dict().items():

@@ -15,6 +15,7 @@ from vlrt_export import clip_tokenizer, glide_tokenizer
 from vlrt_export.clip_tokenizer import ClipTokenizer
 from vlrt_export.glide_checkpoint import Glide, Half, clip_sizes, find_folder, has_clip, open_folder, random_glide
 from vlrt_export.glide_graphs import CLIP_GRADIENT, CLIP_IDS, CLIP_TEXT, StageNames, clip_graphs, stage_graphs
+from vlrt_export.glide_reference import reference_checks
 from vlrt_export.graph import Graph, Plan
 from vlrt_export.request import Request
 
@@ -74,6 +75,7 @@ def build(request: Request) -> Plan:
         diffusion=diffusion_spec(model, tokenizers.own, tokenizers.clip),
         files=files,
         card=_RANDOM if request.random else _CARD,
+        checks=reference_checks(model, request.tolerance),
     )
 
 
