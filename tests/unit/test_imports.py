@@ -72,6 +72,17 @@ def test_tasks_run_without_training_libraries(call: str, tiny_bundle_folder: Pat
     assert not found & set(TRAINING)
 
 
+def test_painting_runs_without_training_libraries(latent_bundle: Path) -> None:
+    found = imported_by(
+        f"""
+        from vlrt import load
+        load("generate", {str(latent_bundle)!r})("a dog", seed=1).pixels
+        """
+    )
+    assert {"vlrt", "numpy", "onnxruntime", "PIL"} <= found
+    assert not found & {*TRAINING, "diffusers"}
+
+
 def test_commands_run_without_training_libraries(tiny_bundle_folder: Path, photographs: Path) -> None:
     photo, bundle = str(photographs / "a.jpg"), str(tiny_bundle_folder)
     for arguments in (
