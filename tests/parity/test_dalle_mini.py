@@ -1,0 +1,189 @@
+"""DALL·E mini against min-dalle's own modules: goldens made by `tests/golden/dalle_mini.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vlrt.bundle import Bundle
+from vlrt.decode import DecodeOptions, StepModel, generate
+from vlrt.engines import Sessions
+from vlrt.errors import VlrtError
+from vlrt.tasks.detokenize import Detokenizer
+from vlrt.text import TextCodec
+from vlrt.zoo import Entry
+from vlrt_export import vqgan_layout, weight_layout
+from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.checkpoints import Checkpoint
+from vlrt_export.dalle_mini_checkpoint import START, load_dalle_mini, open_files
+from vlrt_export.dalle_mini_reference import plain_ids, plain_states
+from vlrt_export.dalle_mini_tokenizer import make_tokenizer
+from vlrt_export.families import dalle_mini as family
+from vlrt_export.request import Request
+from vlrt_export.vqgan_checkpoint import load_vqgan, random_vqgan
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "dalle_mini.npz"
+HEADS, SCALE = 2, 4.0
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, Any]:
+    with np.load(GOLDEN) as every:
+        return {name: every[name] for name in every.files}
+
+
+def weights(stored: Mapping[str, Any], seeded: ModuleType, half: str) -> dict[str, torch.Tensor]:
+    shapes = {name: tuple(shape) for name, shape in json.loads(str(stored["shapes"]))[half].items()}
+    return {name: torch.from_numpy(value) for name, value in seeded.seeded(shapes).items()}
+
+
+def tiny_detoker() -> dict[str, torch.Tensor]:
+    """A small detokenizer under the published names; its first weights are those of any VQGAN."""
+    sizes = {"channels": [32, 32, 32, 32, 32], "blocks": 2, "attended": [4], "latent": 8, "width": 8}
+    codec = random_vqgan({"codebook": 2**14} | sizes, 3)
+    decoder: Any = codec.detokenizer.decoder
+    shape = vqgan_layout.VqGanSizes((32,) * 5, 2, (4,), 8)
+    named = weight_layout.invert(decoder, vqgan_layout.decoder_layout(shape, vqgan_layout.TAMING))
+    return named | {"embedding.weight": codec.detokenizer.codebook.detach()}
+
+
+@pytest.fixture(scope="module")
+def folder(stored: dict[str, Any], seeded: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of min-dalle, as `torch.save` writes them."""
+    made = tmp_path_factory.mktemp("dalle") / "dalle_bart_tiny"
+    made.mkdir()
+    for half in ("encoder", "decoder"):
+        torch.save(weights(stored, seeded, half), made / f"{half}.pt")
+    torch.save(tiny_detoker(), made / "detoker.pt")
+    said = json.loads(str(stored["tokenizer"]))
+    (made / "vocab.json").write_text(json.dumps(said["vocabulary"]), "utf-8")
+    (made / "merges.txt").write_text("\n".join(["#version: 0.2", *said["merges"], ""]), "utf-8")
+    return made
+
+
+def request(folder: Path, **options: Any) -> Request:
+    return Request("tiny", Entry("dalle-mini", ("generate",), ""), str(folder), options={"heads": HEADS} | options)
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    torch.set_num_threads(1)
+    target = folder.parent / "tiny"
+    write_bundle(family.build(request(folder)), target)
+    return Bundle.open(target)
+
+
+def test_text_becomes_the_reference_s_ids(stored: dict[str, Any]) -> None:
+    said = json.loads(str(stored["tokenizer"]))
+    tokenizer = make_tokenizer(said["vocabulary"], said["merges"])
+    pairs = [tuple(merge.split()) for merge in said["merges"]]
+    for text, expected in json.loads(str(stored["texts"])):
+        assert tokenizer.encode(text, add_special_tokens=False).ids == expected[1:-1], text
+        assert plain_ids(said["vocabulary"], [(a, b) for a, b in pairs], text) == expected
+
+
+def test_random_text_becomes_the_reference_s_ids(stored: dict[str, Any]) -> None:
+    said = json.loads(str(stored["tokenizer"]))
+    tokenizer = make_tokenizer(said["vocabulary"], said["merges"])
+    pairs = [(merge.split()[0], merge.split()[1]) for merge in said["merges"]]
+    generator = np.random.default_rng(4)
+    letters = np.array([*"aaabbbccehinoxtqz.,  ÉßİK\u2003\t"])
+    for _ in range(300):
+        text = "".join(generator.choice(letters, generator.integers(0, 24)))
+        assert tokenizer.encode(text, add_special_tokens=False).ids == plain_ids(said["vocabulary"], pairs, text)[1:-1]
+
+
+def test_the_modules_give_the_reference_s_states(stored: dict[str, Any], folder: Path) -> None:
+    model = load_dalle_mini(open_files(folder), HEADS)
+    ids = torch.from_numpy(stored["ids"])
+    seen = ids != 1
+    with torch.no_grad():
+        states, mask = model.encoder(ids)
+        plain = plain_states(model.weights()[0], ids, HEADS)
+    np.testing.assert_allclose(states[seen], stored["states"][seen], atol=2e-5)
+    np.testing.assert_allclose(plain[seen], stored["states"][seen], atol=2e-5)
+    assert ((mask == 0) == seen).all()
+    assert not seen.all()
+
+
+def conditions(bundle: Bundle, stored: dict[str, Any], count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the chain makes of the golden's prompt and of none, for `count` pictures."""
+    spec, codec = bundle.manifest.decode, TextCodec.open(bundle)
+    assert spec is not None
+    assert spec.start_ids == (START,)
+    text = json.loads(str(stored["texts"]))[0][0]
+    ids = codec.pad([codec.prompt_row(text), codec.prompt_row("")])
+    np.testing.assert_array_equal(ids[0], stored["ids"][1][: ids.shape[1]])
+    found = Sessions(bundle).run_chain(spec.chain, {codec.spec.input: ids})
+    return tuple({name: value[[lane] * count] for name, value in found.items()} for lane in (0, 1))  # type: ignore[return-value]
+
+
+def test_guided_greedy_codes_are_the_reference_s(bundle: Bundle, stored: dict[str, Any]) -> None:
+    """All 256, by our loop over the exported graphs."""
+    asked, nothing = conditions(bundle, stored, 1)
+    spec = bundle.manifest.decode
+    assert spec is not None
+    options = DecodeOptions(max_new_tokens=256, guidance_scale=SCALE)
+    step = StepModel.open(spec, Sessions(bundle).get)
+    (found,) = generate(step, asked, options, unconditional=nothing)[0]
+    assert list(found.tokens) == stored["greedy"].tolist()
+
+
+def test_sampled_codes_are_those_that_torch_draws(bundle: Bundle, stored: dict[str, Any]) -> None:
+    """Two pictures at once, the same seed, the same random numbers."""
+    asked, nothing = conditions(bundle, stored, 2)
+    spec = bundle.manifest.decode
+    assert spec is not None
+    options = DecodeOptions(
+        max_new_tokens=256, guidance_scale=SCALE, do_sample=True, top_k=50, temperature=0.7, seed=11
+    )
+    found = generate(StepModel.open(spec, Sessions(bundle).get), asked, options, unconditional=nothing)
+    assert [list(hypotheses[0].tokens) for hypotheses in found] == stored["sampled"].tolist()
+
+
+def test_the_detokenizer_paints_what_the_reference_paints(stored: dict[str, Any], seeded: ModuleType) -> None:
+    shapes = {name: tuple(shape) for name, shape in json.loads(str(stored["detoker"])).items()}
+    named = {name: torch.from_numpy(value) for name, value in seeded.seeded(shapes).items()}
+    codec = load_vqgan(Checkpoint(named, {}, None, (Path("detoker.pt"),), "golden"))
+    assert (codec.tokenizer, codec.factor, codec.grid, codec.codebook) == (None, 16, (16, 16), 2**14)
+    with torch.no_grad():
+        painted = codec.detokenizer(torch.from_numpy(stored["codes"]))
+    assert stored["painted"].std() > 0.1
+    np.testing.assert_allclose(painted, stored["painted"], atol=2e-5)
+
+
+def test_the_bundle_draws_codes_but_reads_no_photographs(bundle: Bundle) -> None:
+    picture = Detokenizer(bundle)(np.arange(256).reshape(16, 16))
+    assert picture.size == (256, 256)
+    assert bundle.manifest.image_tokens is not None
+    assert bundle.manifest.image_tokens.text == "encoder"
+    with pytest.raises(VlrtError, match="does not serve `tokenize`"):
+        bundle.require("tokenize")
+
+
+def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(VlrtError, match="no folder"):
+        family.build(request(tmp_path / "nowhere.pt"))
+    small = random_vqgan({"codebook": 32, "channels": [32], "blocks": 1, "attended": [], "latent": 4, "width": 4}, 0)
+    model = load_dalle_mini(open_files(folder), HEADS)
+    with pytest.raises(VlrtError, match=r"writes 16384 codes, the codec has 32"):
+        family._check_fit(model, small)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("encoder.pt", "decoder.pt", "vocab.json"):
+        (copy / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(VlrtError, match=r"no file `merges\.txt`"):
+        family.build(request(copy))
+    (copy / "merges.txt").write_bytes((folder / "merges.txt").read_bytes())
+    with pytest.raises(VlrtError, match=r"no detoker\.pt"):
+        family.build(request(copy))
+    (copy / "decoder.pt").write_bytes((folder / "encoder.pt").read_bytes())
+    with pytest.raises(VlrtError, match=r"lm_head\.weight"):
+        load_dalle_mini(open_files(copy), HEADS)
