@@ -82,6 +82,7 @@ class Report:
         throughput: photographs per second by batch size.
         peak_mb: largest resident memory of the measuring process, in 10^6 bytes.
         result: what the task gave, to show that it did its work.
+        stage_steps: latency of one step of every diffusion stage.
     """
 
     task: str
@@ -99,6 +100,7 @@ class Report:
     options: dict[str, Any]
     machine: dict[str, str]
     versions: dict[str, str]
+    stage_steps: dict[str, Latency] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -137,6 +139,8 @@ def bench(
     for _ in range(options.warmup):
         probe.run([image])
     probe.steps.clear()
+    stage_steps: dict[str, list[float]] = getattr(probe, "stage_steps", {})
+    stage_steps.clear()
     runs = [probe.run([image]) for _ in range(options.repeats)]
     stages = {name: Latency.of([run[name] for run in runs]) for name in runs[0]}
     stages["all"] = Latency.of([sum(run.values()) for run in runs])
@@ -162,6 +166,7 @@ def bench(
         options={"repeats": options.repeats, "warmup": options.warmup} | options.decode,
         machine=machine(),
         versions=versions(),
+        stage_steps={name: Latency.of(seconds) for name, seconds in stage_steps.items() if seconds},
     )
 
 
@@ -190,17 +195,31 @@ def _whole_processes(
     with tempfile.TemporaryDirectory() as folder:
         photograph = Path(folder) / "photograph.jpg"
         photograph.write_bytes(image)
-        arguments = {
+        prompt = _prompt(model) if task == "generate" else []
+        arguments: list[str] = {
             "caption": [str(photograph)],
             "answer": [str(photograph), QUESTION],
             "match": [str(photograph), *SENTENCES],
             "embed": [str(photograph), *SENTENCES],
             "classify": [str(photograph), "--labels", ", ".join(LABELS)],
+            "generate": [*prompt, "-o", f"{folder}/picture.png", "--seed", "0", *_paint_options(options)],
             "search": [SENTENCES[0], folder, "--index", f"{folder}/index.npz"],
         }[task]
         command = [sys.executable, "-c", "from vlrt.cli import main; main()", "run", task, *arguments]
         command += ["--device", engine.device, "--threads", str(engine.threads), *(["--model", model] if model else [])]
         return list(_timed(command, options.processes))
+
+
+def _prompt(model: str | None) -> list[str]:
+    """The prompt, or the class, of a bundle that paints."""
+    spec = zoo.resolve(model, "generate").manifest.diffusion
+    if spec is not None and spec.label_input:
+        return ["--label", "0"]
+    return [SENTENCES[0]] if spec is None or spec.prompts else []
+
+
+def _paint_options(options: BenchOptions) -> list[str]:
+    return [part for name, value in options.decode.items() for part in (f"--{name}", str(value))]
 
 
 def _timed(command: Sequence[str], times: int) -> Iterator[float]:

@@ -42,12 +42,16 @@ def open_probe(task: str, bundle: Bundle, options: EngineOptions, decode: dict[s
     """Loads a task of a bundle.
 
     Args:
-        decode: options of the search, for captions and answers.
+        decode: options of the search, for captions and answers; of painting, for pictures.
     """
     if task == "caption":
         return CaptionProbe(bundle, options, decode)
     if task == "answer":
         return AnswerProbe(bundle, options, decode)
+    if task == "generate":
+        from vlrt.benchmark_painting import PaintProbe
+
+        return PaintProbe(bundle, options, decode)
     return EmbedProbe(bundle, options, LABELS if task == "classify" else SENTENCES)
 
 

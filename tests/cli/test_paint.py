@@ -241,3 +241,20 @@ def test_a_bundle_that_paints_verifies(command: Run, latent_bundle: Path, cascad
         assert done.code == 0
         assert done.out.count("  ok ") == lines
         assert "picture" in done.out
+
+
+def test_painting_is_measured(command: Run, place: Path, cascade_bundle: Path) -> None:
+    done = command(
+        *("bench", "generate", "--model", cascade_bundle, "--steps", 2, "--repeats", 2),
+        *("--processes", 0, "--json", "r.json", "--plot", "r.png"),
+    )
+    assert done.code == 0, done
+    assert "16x16 pixels" in done.out
+    assert "steps/s" in done.out
+    report = json.loads(Path("r.json").read_text("utf-8"))
+    assert list(report["stages"]) == ["prompt", "prior", "decoder", "upsampler", "all"]
+    assert {name: one["count"] for name, one in report["stage_steps"].items()} == dict.fromkeys(
+        ("prior", "decoder", "upsampler"), 2
+    )
+    assert report["throughput"] == {}
+    command("bench", "caption", "--steps", 2).failed(2, "`--steps` is for pictures only")

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Measure a task: latency, throughput, memory.")
-@click.argument("task", type=click.Choice(["caption", "answer", "match", "search", "classify", "embed"]))
+@click.argument("task", type=click.Choice(["caption", "answer", "match", "search", "classify", "embed", "generate"]))
 @model_options
 @click.option("--image", type=click.Path(path_type=Path), help="Photograph to measure on.  [default: a synthetic one]")
 @click.option("--beams", "num_beams", type=int, help="Beams of the search, for captions and answers.")
-@click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Measured runs of each point.")
-@click.option("--warmup", type=click.IntRange(0), default=3, show_default=True, help="Runs before, not counted.")
-@click.option("--batches", default="1,2,4,8", show_default=True, help="Batch sizes of the throughput.")
+@click.option("--steps", type=int, help="Steps of every stage, for pictures.")
+@click.option("--repeats", type=click.IntRange(1), help="Measured runs of each point.  [default: 20; of pictures 3]")
+@click.option("--warmup", type=click.IntRange(0), help="Runs before, not counted.  [default: 3; of pictures 1]")
+@click.option("--batches", help="Batch sizes of the throughput.  [default: 1,2,4,8; of pictures none]")
 @click.option("--processes", type=click.IntRange(0), default=3, show_default=True, help="Whole processes; 0 for none.")
 @click.option("--json", "target", is_flag=False, flag_value="-", help="Write the report as JSON to FILE, or print it.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the report as a picture.")
@@ -37,20 +38,33 @@ def bench(
     threads: int,
     image: Path | None,
     num_beams: int | None,
-    batches: str,
+    steps: int | None,
+    repeats: int | None,
+    warmup: int | None,
+    batches: str | None,
     target: str | None,
     plot: Path | None,
     profile: Path | None,
-    **counts: int,
+    processes: int,
 ) -> None:
-    """Measure TASK: load, first result, stages, decoder steps, throughput over batch, peak memory."""
+    """Measure TASK: load, first result, stages, steps, throughput over batch, peak memory."""
     from vlrt.benchmark import DECODING, BenchOptions, bench
     from vlrt.engines import EngineOptions
 
     if num_beams is not None and task not in DECODING:
         raise UsageError("`--beams` is for captions and answers only")
+    paints = task == "generate"
+    if steps is not None and not paints:
+        raise UsageError("`--steps` is for pictures only")
     decode = {} if num_beams is None else {"num_beams": num_beams}
-    options = BenchOptions(batches=_sizes(batches), decode=decode, **counts)
+    decode |= {} if steps is None else {"steps": steps}
+    options = BenchOptions(
+        repeats=repeats or (3 if paints else 20),
+        warmup=(1 if paints else 3) if warmup is None else warmup,
+        batches=_sizes(batches if batches is not None else "" if paints else "1,2,4,8"),
+        processes=processes,
+        decode=decode,
+    )
     photograph = _read(image) if image else None
     _check_targets(target, plot)
     if profile is not None:
@@ -89,7 +103,7 @@ def _say(line: str) -> None:
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
         raise UsageError(f"`--batches` is `{text}`, expected whole numbers", "for example 1,4,16") from None
 
@@ -124,8 +138,11 @@ def _print(report: Report) -> None:
         click.echo(f"  {name:17} {latency.p50:9.2f} ms   p95 {latency.p95:.2f}")
     if report.step:
         click.echo(f"  decoder step      {report.step.p50:9.3f} ms   p95 {report.step.p95:.3f}   ({report.step.count})")
+    for name, latency in report.stage_steps.items():
+        rate = 1000 / latency.p50
+        click.echo(f"  a step of {name:7} {latency.p50:9.3f} ms   p95 {latency.p95:.3f}   ({rate:.2f} steps/s)")
     for batch, rate in report.throughput.items():
-        click.echo(f"  batch {batch:<11} {rate:9.1f} photographs/s")
+        click.echo(f"  batch {batch:<11} {rate:9.1f} {'pictures' if report.task == 'generate' else 'photographs'}/s")
     click.echo(f"  peak memory       {report.peak_mb:9.1f} MB")
 
 
@@ -139,9 +156,5 @@ def _draw(report: Report) -> Image.Image:
     rates = {f"batch {batch}": (rate, rate) for batch, rate in report.throughput.items()}
     packages = f"vlrt {report.versions['vlrt']}, onnxruntime {report.versions.get('onnxruntime', '-')}"
     note = f"{report.machine['processor']}, {report.threads} threads, {report.device}; {packages}"
-    return stacked(
-        [
-            bars(f"{report.task}: {report.bundle}", "ms", times),
-            bars("throughput", "photographs/s", rates, note),
-        ]
-    )
+    rows = [bars(f"{report.task}: {report.bundle}", "ms", times, "" if rates else note)]
+    return stacked([*rows, bars("throughput", "photographs/s", rates, note)] if rates else rows)
