@@ -36,7 +36,7 @@ def measure_picture(stage: str, found: NDArray[np.uint8], expected: Any, limit: 
     import diffusers
 
     value = psnr(found, np.asarray(expected, dtype=np.uint8))
-    return Measurement(stage, "PSNR in dB", value, limit, "diffusers", diffusers.__version__, "higher")
+    return Measurement(stage, "PSNR in dB", value, limit, "diffusers", diffusers.__version__, better="higher")
 
 
 def photograph(height: int, width: int) -> Image.Image:
