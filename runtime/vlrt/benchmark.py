@@ -19,7 +19,8 @@ import numpy as np
 
 import vlrt
 from vlrt import zoo
-from vlrt.benchmark_probes import LABELS, QUESTION, Probe, open_probe
+from vlrt.benchmark_job import QUESTION
+from vlrt.benchmark_probes import LABELS, Probe, open_probe
 from vlrt.decode import DecodeOptions
 from vlrt.engines import EngineOptions
 from vlrt.errors import UsageError, VlrtError

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vlrt.benchmark_job import QUESTION
 from vlrt.bundle import Bundle
 from vlrt.embedding import DualEncoder
 from vlrt.engines import EngineOptions, Sessions
@@ -18,7 +19,6 @@ from vlrt.tasks.caption import Captioner
 from vlrt.verify import SENTENCES
 
 LABELS = ("a dog", "a cat", "a bicycle", "a car", "a person", "a tree", "a boat", "a house")
-QUESTION = "what is in the picture?"
 
 
 class Probe(Protocol):

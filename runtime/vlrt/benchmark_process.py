@@ -1,0 +1,91 @@
+"""One side of a comparison as a process: started, asked point by point, and ended."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vlrt.benchmark_job import Point, SkippedError
+from vlrt.errors import VlrtError
+
+
+@dataclass
+class Worker:
+    """One side's process, and what it was measured to take.
+
+    Args:
+        load, first: seconds until its model was there, and from its start to its first result.
+        seconds, results: by point.
+    """
+
+    name: str
+    process: subprocess.Popen[str]
+    load: float = 0.0
+    first: float = 0.0
+    seconds: dict[Point, list[float]] = field(default_factory=dict)
+    results: dict[Point, list[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Worker:
+        """Starts a side and waits for its first result.
+
+        Raises:
+            SkippedError: it says that it cannot take part.
+            VlrtError: it failed.
+        """
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=dict(environment),
+        )
+        worker = cls(name, process)
+        try:
+            said = worker.read()
+            if "skipped" in said:
+                raise SkippedError(str(said["skipped"]))
+            worker.load = float(said["load"])
+            worker.results[Point()] = worker.ask(Point())["result"]
+        except BaseException:
+            worker.close()
+            raise
+        worker.first = time.perf_counter() - started
+        return worker
+
+    def read(self) -> dict[str, Any]:
+        """The next answer.
+
+        Raises:
+            VlrtError: the process ended.
+        """
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            self.process.kill()
+            raise VlrtError(f"`{self.name}` failed: {reason(self.process.communicate()[1])}")
+        return dict(json.loads(line))
+
+    def ask(self, point: Point | None) -> dict[str, Any]:
+        """The answer to a point; to none, what the side says of itself when it ends."""
+        if self.process.stdin is None:
+            raise VlrtError(f"`{self.name}` cannot be asked")
+        self.process.stdin.write(json.dumps(asdict(point) if point else {}) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def close(self) -> None:
+        """Ends the process, if it has not ended."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def reason(errors: str) -> str:
+    """The last line that a process wrote to its standard error."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ")[:300] if lines else "it ended without a word"

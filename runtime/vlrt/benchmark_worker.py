@@ -1,0 +1,84 @@
+"""Our own side of a comparison, in a process of its own: ``python -m vlrt.benchmark_worker JOB``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlrt.benchmark_job import QUESTION, Job, Point, Runner, SkippedError, read_job, serve
+from vlrt.bundle import Bundle
+from vlrt.decode import generate
+from vlrt.embedding import DualEncoder
+from vlrt.engines import EngineOptions
+from vlrt.image_decoder import ImageDecoder
+from vlrt.tasks.answer import Answerer
+from vlrt.tasks.caption import Captioner
+
+LIBRARIES = ("vlrt", "onnxruntime", "numpy", "Pillow", "tokenizers", "click", "PyYAML")
+
+
+class Decoding:
+    """Captions and answers from pixels, of exactly as many tokens as the job says."""
+
+    libraries: Sequence[str] = LIBRARIES
+
+    def __init__(self, job: Job, task: ImageDecoder) -> None:
+        self.job, self.task, self.note = job, task, _note(task.bundle, task.spec.roles)
+
+    def run(self, point: Point) -> list[Any]:
+        """Tokens of the first photograph."""
+        task, length = self.task, self.job.tokens
+        arrays = self.job.arrays(point.batch)
+        arrays, prompts = self._read(arrays, point.batch)
+        initial = task.sessions.run_chain(task.spec.chain, arrays)
+        options = task.options(num_beams=point.beams, max_new_tokens=length, min_new_tokens=length)
+        return list(map(int, generate(task.step_model, initial, options, prompts=prompts)[0][0].tokens))
+
+    def _read(self, arrays: dict[str, Any], rows: int) -> tuple[dict[str, Any], list[list[int]]]:
+        task, start = self.task, list(self.task.spec.start_ids)
+        text = self._text()
+        given = {task.image_spec.input: arrays["pixels"]}
+        if task.prompt_reader.reads:
+            return {**given, **task.prompt_reader.arrays([text] * rows)}, [start] * rows
+        return given, [task.codec.prompt_ids(start, text)] * rows
+
+    def _text(self) -> str:
+        described = self.task.bundle.manifest.answer
+        return described.template.replace("{}", QUESTION) if self.job.task == "answer" and described else ""
+
+
+class Embedding:
+    """Embeddings of photographs from pixels."""
+
+    libraries: Sequence[str] = LIBRARIES
+
+    def __init__(self, job: Job, encoder: DualEncoder) -> None:
+        self.job, self.encoder, self.note = job, encoder, _note(encoder.bundle, encoder.spec.image)
+
+    def run(self, point: Point) -> list[Any]:
+        """Numbers of the first photograph's embedding."""
+        encoder = self.encoder
+        pixels = {encoder.image_spec.input: self.job.arrays(point.batch)["pixels"]}
+        found = encoder.sessions.run_chain(encoder.spec.image, pixels)
+        return [float(value) for value in found[encoder.spec.image_output][0]]
+
+
+def load(job: Job) -> Runner:
+    """Opens the bundle for the job's task."""
+    bundle, options = Bundle.open(Path(job.folder)), EngineOptions(job.device, job.threads)
+    if job.task == "embed":
+        return Embedding(job, DualEncoder(bundle, options))
+    if job.task in ("caption", "answer"):
+        decoder = Captioner(bundle, options) if job.task == "caption" else Answerer(bundle, options)
+        return Decoding(job, decoder)
+    raise SkippedError(f"`{job.task}` is not compared with others")
+
+
+def _note(bundle: Bundle, roles: Sequence[str]) -> str:
+    return ", ".join(sorted({bundle.manifest.graphs[role].precision for role in roles}))
+
+
+if __name__ == "__main__":
+    serve(read_job(sys.argv[1]), load)
