@@ -57,6 +57,10 @@ class PatternSpec:
         """Of a cache that holds the text and what any one cell sees, itself included."""
         return self.text + max(map(len, self.visible())) + 1
 
+    def filled(self, length: int) -> int:
+        """Positions of such a cache that are in use when `length` positions of the sequence are."""
+        return length if length <= self.text else self.text + len(self.visible()[length - self.text - 1]) + 1
+
     def visible(self) -> tuple[tuple[int, ...], ...]:
         """For each cell in reading order the earlier cells it sees, ascending; its own is not among them."""
         return _visible(self)
