@@ -26,6 +26,7 @@ Tolerance = Callable[[str, float], float]
 
 PROMPT, NEGATIVE = "a photograph of two dogs in the snow", "people"
 _STEPS, _SEED = 3, 7
+_LEAST_SIDE = 16
 
 
 def checks(model: LatentModel, text: ClipPrompt, pipeline: Pipeline, tolerance: Tolerance) -> Sequence[Check]:
@@ -54,7 +55,8 @@ class Reference:
     def __init__(self, model: LatentModel, text: ClipPrompt, pipeline: Pipeline, codec: TextCodec) -> None:
         self.model, self.pipeline, self.codec = model, pipeline, codec
         self.encoder = _transformers_encoder(text, pipeline)
-        self.side = 2 * model.stage().multiple * model.stage().factor
+        self.stage = model.stage()
+        self.side = max(_LEAST_SIDE, 2 * self.stage.multiple * self.stage.factor)
 
     def given(self, task: str) -> tuple[Any, ...]:
         """The pictures that a task takes before its prompt."""
@@ -62,7 +64,8 @@ class Reference:
         if task == "generate":
             return ()
         if self.model.kind == UPSCALE:
-            return (picture_checks.photograph(height // 8, width // 8),)
+            step = self.stage.multiple * self.stage.factor
+            return (picture_checks.photograph(2 * step, 3 * step),)
         photograph = picture_checks.photograph(height, width)
         return (photograph, picture_checks.mask(height, width)) if task == "inpaint" else (photograph,)
 
@@ -86,8 +89,7 @@ class Reference:
             options |= dict(zip(("width", "height"), photographs[0].size)) | {"strength": 1.0}
         with torch.no_grad():
             states = {"prompt_embeds": self.states(PROMPT), "negative_prompt_embeds": self.states(negative)}
-            guidance = self.model.stage().guidance
-            return made(**states, guidance_scale=guidance, **options).images[0]
+            return made(**states, guidance_scale=self.stage.guidance, **options).images[0]
 
     def states(self, prompt: str) -> Tensor:
         """The library's states of a prompt, [1, L, W]."""
