@@ -78,6 +78,7 @@ def test_the_command_repeats_the_picture(
     assert done.code == 0, done
     words = shlex.split(json.loads(command("inspect", "a.png", "--json").out)["command"])
     assert words[:3] == ["vlrt", "run", task]
+    assert ("--two-pass" in words) == ("--two-pass" in options)
     again = command(*words[1:3], "-o", "b.png", *words[3:])
     assert again.code == 0, again
     assert np.array_equal(pixels("a.png"), pixels("b.png"))

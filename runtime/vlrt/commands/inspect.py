@@ -75,6 +75,11 @@ def _print(opened: Bundle, found: Manifest) -> None:
         click.echo(f"decode   {json.dumps(found.decode.defaults)}")
     if found.embed:
         click.echo(f"embed    {found.embed.dimension} dimensions, scale {found.embed.scale:.4g}")
+    for stage in found.diffusion.stages if found.diffusion else ():
+        shape = "x".join(map(str, stage.shape))
+        guided = f", guidance {stage.guidance:g}" if stage.guidance > 1 else ""
+        rules = ", ".join(dict.fromkeys((stage.rule, *stage.rules)))
+        click.echo(f"stage    {stage.name}: {shape}, {stage.steps} steps{guided}; {rules}")
     click.echo("parity certificate:" if found.certificate else "parity certificate: none")
     for line in found.certificate:
         sign = "<=" if line.better == "lower" else ">="

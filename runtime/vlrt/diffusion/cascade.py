@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,16 +114,21 @@ class Cascade:
         timings["prompt"] = time.perf_counter() - started
         seeds = [request.first_seed] * request.count if job.one_seed else request.seeds
         generators = [Generator(seed) for seed in seeds]
+        passes: set[bool] = set()
         for stage in stages:
             started = time.perf_counter()
             task = StageTask(choices.stages[stage.name], job.shapes[stage.name], job.source, request, hooks)
             run = StageRun(task, self.sessions)
             known = [run(known[i], generators[i], (i, request.count)) for i in range(request.count)]
+            passes.add(run.options.two_passes)
             del run
             self.release(stage.roles)
             timings[stage.name] = time.perf_counter() - started
+        parameters = self._parameters(job, choices)
+        if True in passes:
+            parameters["two_pass"] = True
         return [
-            Painting(to_picture(found.conditional[stages[-1].output][0]), self._parameters(job, choices, seed), timings)
+            Painting(to_picture(found.conditional[stages[-1].output][0]), {**parameters, "seed": seed}, timings)
             for found, seed in zip(known, seeds)
         ]
 
@@ -160,8 +166,8 @@ class Cascade:
             )
         return number
 
-    def _parameters(self, job: Job, choices: Choices, seed: int) -> dict[str, Any]:
-        """What makes one picture again; options at their default stay out where they change nothing."""
+    def _parameters(self, job: Job, choices: Choices) -> dict[str, Any]:
+        """What makes the pictures again; options at their default stay out where they change nothing."""
         request, described = choices.request, self.bundle.manifest
         last = [stage for stage in self.spec.stages if stage.name in job.shapes][-1]
         rows, columns = job.shapes[last.name][1:]
@@ -170,7 +176,7 @@ class Cascade:
             "bundle": self.bundle.name,
             "source": described.source.origin,
             "revision": described.source.revision,
-            "seed": seed,
+            "seed": request.first_seed,
             "steps": {name: choice.steps for name, choice in choices.stages.items()},
             "guidance": {name: choice.guidance for name, choice in choices.stages.items()},
             "scheduler": {name: choice.rule for name, choice in choices.stages.items()},
@@ -186,4 +192,6 @@ class Cascade:
         if request.guidance_interval != (0.0, 1.0):
             found["guidance_interval"] = list(request.guidance_interval)
         found |= dict(job.parameters)
-        return {**found, "device": self.sessions.options.device, "versions": {"vlrt": vlrt.__version__}}
+        engines = {name: sys.modules[name].__version__ for name in ("onnxruntime", "openvino") if name in sys.modules}
+        versions = {"vlrt": vlrt.__version__, **engines}
+        return {**found, "device": self.sessions.options.device, "versions": versions}
