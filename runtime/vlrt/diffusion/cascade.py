@@ -192,6 +192,6 @@ class Cascade:
         if request.guidance_interval != (0.0, 1.0):
             found["guidance_interval"] = list(request.guidance_interval)
         found |= dict(job.parameters)
-        engines = {name: sys.modules[name].__version__ for name in ("onnxruntime", "openvino") if name in sys.modules}
-        versions = {"vlrt": vlrt.__version__, **engines}
+        loaded = [name for name in ("onnxruntime", "openvino") if name in sys.modules]
+        versions = {"vlrt": vlrt.__version__} | {name: str(sys.modules[name].__version__) for name in loaded}
         return {**found, "device": self.sessions.options.device, "versions": versions}
