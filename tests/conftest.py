@@ -110,6 +110,12 @@ def cascade_bundle(tiny_diffusion: ModuleType, tmp_path_factory: pytest.TempPath
     return Path(tiny_diffusion.cascade(tmp_path_factory.mktemp("bundles") / "cascade"))
 
 
+@pytest.fixture(scope="session")
+def classes_bundle(tiny_diffusion: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pixels of 8x8 of one of five classes: generates. Do not change it."""
+    return Path(tiny_diffusion.classes(tmp_path_factory.mktemp("bundles") / "classes"))
+
+
 @pytest.fixture
 def tiny_copy(tiny_bundle_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""

@@ -59,6 +59,9 @@ REPEATED = (
     ("latent", "inpaint", ["photo.png", "mask.png", "a dog", "--strength", "0.9"]),
     ("cascade", "generate", ["a dog", "--steps", "prior=3,decoder=2", "--scheduler", "decoder=ddim"]),
     ("cascade", "variations", ["photo.png", "--from", "a dog", "--to", "the cat", "--theta", "0.4"]),
+    ("cascade", "variations", ["photo.png", "--from", "a dog", "--to", "the cat", "--theta", "0"]),
+    ("latent", "generate", ["a dog", "--whole", "--width", "40", "--height", "40"]),
+    ("classes", "generate", ["--label", "0"]),
     ("cascade", "interpolate", ["photo.png", "other.png", "--frames", "3", "--prompt", "a dog"]),
     ("cascade", "upscale", ["photo.png"]),
 )

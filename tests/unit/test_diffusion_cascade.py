@@ -281,8 +281,8 @@ class TestPhotographs:
             upscaler(photograph(8, 8), height=32)
 
 
-def test_classes(tiny_diffusion: ModuleType, tmp_path: Path) -> None:
-    painter = load("generate", tiny_diffusion.classes(tmp_path / "classes"))
+def test_classes(classes_bundle: Path) -> None:
+    painter = load("generate", classes_bundle)
     assert far(painter(label="car", seed=1), painter(label=2, seed=1)) == 0
     assert far(painter(label="car", seed=1), painter(label="1", seed=1)) > 1
     for label, words in ((None, "none was named"), ("cow", "there is no class `cow`"), (5, "a number below 5")):

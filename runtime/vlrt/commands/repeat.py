@@ -38,7 +38,7 @@ def repeat_command(parameters: Mapping[str, Any]) -> str:
             words += [f"--{name}", _by_stage(parameters[name])]
     for name, option in _OPTIONS.items():
         value = parameters.get(name)
-        if value not in (None, "", 0.0) or name == "seed":
+        if value is not None and value != "":
             words += [option, _text(value)]
     for name, (yes, no) in _FLAGS.items():
         if name in parameters:

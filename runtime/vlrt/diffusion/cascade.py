@@ -185,10 +185,12 @@ class Cascade:
         }
         if self.spec.prompts:
             found |= {"prompt": job.prompt, "negative": request.negative}
-        for name in ("eta", "guidance_rescale", "gradient_guidance", "label", "tiled"):
+        for name in ("guidance_rescale", "gradient_guidance", "label", "tiled"):
             value = getattr(request, name)
-            if value not in (None, 0.0):
+            if value is not None:
                 found[name] = value
+        if request.eta:
+            found["eta"] = request.eta
         if request.guidance_interval != (0.0, 1.0):
             found["guidance_interval"] = list(request.guidance_interval)
         found |= dict(job.parameters)
