@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -166,6 +167,16 @@ def test_the_bundle_draws_codes_but_reads_no_photographs(bundle: Bundle) -> None
     assert bundle.manifest.image_tokens.text == "encoder"
     with pytest.raises(VlrtError, match="does not serve `tokenize`"):
         bundle.require("tokenize")
+
+
+def test_a_codec_that_does_not_fit_the_decoder_is_named(bundle: Bundle) -> None:
+    described = bundle.manifest
+    assert described.image_tokens is not None
+    assert described.codec is not None
+    with pytest.raises(VlrtError, match="decoder writes 512 codes, the codec has 16384"):
+        replace(described, image_tokens=replace(described.image_tokens, codebook=512))
+    with pytest.raises(VlrtError, match=r"writes a grid of \[16, 16\], the codec takes \[8, 8\]"):
+        replace(described, codec=replace(described.codec, grid=(8, 8), fixed=True))
 
 
 def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
