@@ -22,6 +22,7 @@ from vlrt.errors import VlrtError
 from vlrt.manifest import FileRecord, GraphSpec, Manifest, Measurement, TensorSpec
 from vlrt.verify import observe
 from vlrt_export.external_data import MappedWeights, move_weights, places, weight_bytes
+from vlrt_export.gate import Gate, Wish, install
 from vlrt_export.goldens import FILE, write_goldens, write_observed
 from vlrt_export.graph import Check, Graph, Plan
 from vlrt_export.parity import admit, measure_graph
@@ -34,26 +35,73 @@ EXTERNAL_ABOVE = 512 << 20
 """Bytes of weights beyond which a graph keeps them in a file beside it; a protobuf file ends at 2 GiB."""
 
 
-def write_bundle(plan: Plan, target: Path, *, force: bool = False, progress: Progress = lambda line: None) -> Manifest:
+def write_bundle(
+    plan: Plan,
+    target: Path,
+    *,
+    force: bool = False,
+    progress: Progress = lambda line: None,
+    wish: Wish | None = None,
+) -> Manifest:
     """Traces, proves and writes everything of a plan; `target` appears whole or not at all.
 
     Args:
         target: the bundle's folder; must not exist unless `force`.
         force: replace an existing bundle (and only a bundle) at `target`.
         progress: told each stage in a few words.
+        wish: the reduced precision to write the proven graphs in; `None` for fp32.
 
     Raises:
-        VlrtError: the target exists or cannot be written, the disk is full, or parity fails.
+        VlrtError: the target exists or cannot be written, the disk is full, parity fails, or the gate does not admit
+            the reduced precision.
     """
     check_target(target, force)
     with _staging(target) as folder:
         described = _write_files(plan, folder, progress)
         certificate = _prove(plan, folder, progress)
         described = replace(described, certificate=tuple(certificate), goldens=FILE, files=_records(folder))
+        if wish is not None:
+            described = _reduce(folder, described, wish, progress)
         _write_manifest(folder, described)
         Bundle.open(folder)
         _publish(folder, target)
     return described
+
+
+def reduce_bundle(
+    source: Bundle, target: Path, wish: Wish, *, force: bool = False, progress: Progress = lambda line: None
+) -> Manifest:
+    """Writes a bundle of ours in reduced precision, without its checkpoint; arguments as for `write_bundle`.
+
+    Raises:
+        VlrtError: as `write_bundle`, or the bundle is not in fp32 or not ours.
+    """
+    check_target(target, force)
+    described = source.manifest
+    if source.is_foreign or any(graph.precision != "fp32" for graph in described.graphs.values()):
+        raise VlrtError(f"`{source.name}` is not a bundle of ours in fp32", "reduce the fp32 export instead")
+    with _staging(target) as folder:
+        for name in described.files:
+            shutil.copyfile(source.file(name), folder / name)
+        described = _reduce(folder, replace(described, name=target.name), wish, progress)
+        _write_manifest(folder, described)
+        Bundle.open(folder)
+        _publish(folder, target)
+    return described
+
+
+def _reduce(folder: Path, described: Manifest, wish: Wish, progress: Progress) -> Manifest:
+    """Replaces graphs by what the gate admits, and the goldens by what the bundle gives then."""
+    _write_manifest(folder, described)
+    candidates, lines = Gate(folder, described, wish, progress).admit()
+    proven = [replace(line, stage=f"fp32, {line.stage}") for line in described.certificate]
+    described = install(candidates, folder, described)
+    described = replace(described, certificate=(*proven, *lines), files=_records(folder), created_by=_versions())
+    _write_manifest(folder, described)
+    bundle = Bundle.open(folder)
+    sessions = Sessions(bundle)
+    write_observed(folder, observe(bundle, sessions.run_chain, sessions))
+    return replace(described, files=_records(folder))
 
 
 def wrap_files(

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlrt import zoo
+from vlrt.bundle import MANIFEST, Bundle
 from vlrt.errors import UsageError, VlrtError
 
 if TYPE_CHECKING:
     from vlrt.manifest import Manifest
+    from vlrt_export.gate import Wish
 
 _CLIP_PROMPTS = "clip-prompts"
 _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onnxruntime", "transformers")
@@ -40,14 +42,28 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 @click.option("--position", type=click.Choice(["end", "middle", "front"]), help="Of clip-prompts: the label's place.")
 @click.option("--labels-file", type=click.Path(path_type=Path), help="Of clip-prompts: labels in training order.")
 @click.option("--via", type=click.Choice(["optimum"]), help="Let Optimum export a hub id or folder that has no family.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8", "int4", "auto"]),
+    default="fp32",
+    show_default=True,
+    help="Of the arithmetic (fp16: of the storage); a reduced one is written only if it is as good and faster.",
+)
+@click.option(
+    "--smaller", type=float, help="Admit what is smaller by this factor instead, even where it is not faster."
+)
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Folder of photographs to find and judge --precision by."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the parity certificate as JSON.")
 def export(name: str, output: Path | None, force: bool, as_json: bool, via: str | None, **choices: Any) -> None:
     """Trace the model NAME (see `vlrt models`) to ONNX, prove every graph against torch, write one bundle.
 
     The name clip-prompts converts CoOp's learned prompts instead: --source CHECKPOINT -o FILE.npz. With --via, NAME is
-    a hub id or folder.
+    a hub id or folder. With --precision, --source may also be an fp32 bundle.
     """
     _need_libraries()
+    precision, smaller, calibration = (choices.pop(key) for key in ("precision", "smaller", "calibration"))
     position, labels_file = choices.pop("position"), choices.pop("labels_file")
     if name == _CLIP_PROMPTS:
         _convert_prompts(choices["source"], output, position or "end", labels_file, force)
@@ -59,18 +75,62 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, via: str 
     from vlrt_export.request import Request, build
 
     entry = zoo.entry(name)
-    target = output or zoo.home() / name
+    target = output or zoo.home() / (name if precision == "fp32" else f"{name}-{precision}")
     check_target(target, force)
     source, random, seed = (choices.pop(key) for key in ("source", "random", "seed"))
+    written = _fp32_bundle(source) if precision != "fp32" else None
+    made_up = random or (written is not None and written.manifest.source.origin == "random")
+    wish = _wish(entry, precision, smaller, calibration, made_up)
+    if wish is not None and written is not None:
+        from vlrt_export.bundle_writer import reduce_bundle
+
+        started = time.monotonic()
+        manifest = reduce_bundle(written, target, wish, force=force, progress=lambda line: _say(f"{line} …"))
+        _report(manifest, target, time.monotonic() - started, as_json)
+        return
     given = {key: value for key, value in choices.items() if value is not None}
-    bundle_name = target.name if output else name
+    bundle_name = target.name if output or wish else name
     request = Request(
         bundle_name, entry, source or (None if random else entry.source or None), random, seed, entry.options | given
     )
     started = time.monotonic()
     plan = build(request)
-    manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"))
+    manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"), wish=wish)
     _report(manifest, target, time.monotonic() - started, as_json)
+
+
+def _fp32_bundle(source: str | None) -> Bundle | None:
+    """The bundle that `--source` names, if it is one, to be reduced without its checkpoint."""
+    folder = Path(source) if source else None
+    if folder is None or not (folder / MANIFEST).is_file():
+        return None
+    return Bundle.open(folder)
+
+
+def _wish(
+    entry: zoo.Entry, precision: str, smaller: float | None, calibration: Path | None, random: bool
+) -> Wish | None:
+    """What `--precision` and its options ask for.
+
+    Raises:
+        UsageError: options without a reduced precision, or nothing to judge it by.
+    """
+    if precision == "fp32":
+        if smaller is not None or calibration is not None:
+            raise UsageError("`--smaller` and `--calibration` go with a reduced precision", "add `--precision int8`")
+        return None
+    from vlrt_export.calibration import read_calibration, synthetic
+    from vlrt_export.gate import Wish
+
+    if calibration is None and not random:
+        hint = "--calibration DIR: photographs like those that the model will see, fifty to a few hundred"
+        raise UsageError(f"`--precision {precision}` is judged by photographs, and none were given", hint)
+    data = synthetic() if calibration is None else read_calibration(calibration)
+    for name in data.skipped:
+        _say(f"`{name}` cannot be read and is left out")
+    limits = zoo.zoo().gate
+    own = {name: value for name, value in entry.tolerances.items() if name in limits}
+    return Wish(precision, data, limits | own, smaller or 0.0)
 
 
 def _wrap(source: str, output: Path | None, force: bool, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from vlrt_export.precision import cast_back, exact_halves
 
-_INLINE = 1024
+INLINE = 1024
 """Bytes below which a tensor stays in the graph's own file."""
 
 _PAGE = 4096
@@ -71,15 +71,15 @@ def move_weights(model: onnx.ModelProto, source: Path, target: Path) -> bool:
         for tensor in model.graph.initializer:
             if tensor.data_location != onnx.TensorProto.EXTERNAL:
                 continue
-            values = _read(tensor, source)
-            if values.nbytes < _INLINE:
+            values = read_tensor(tensor, source)
+            if values.nbytes < INLINE:
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
                 continue
             halves = exact_halves(values)
             if halves is not None:
                 casts.append(cast_back(tensor.name))
                 tensor.name, tensor.data_type, values = casts[-1].input[0], onnx.TensorProto.FLOAT16, halves
-            _append(stream, tensor, values, target.name)
+            append_tensor(stream, tensor, values, target.name)
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*casts, *nodes])
@@ -98,14 +98,16 @@ def _offsets(tensors: Iterator[onnx.TensorProto]) -> Iterator[tuple[str, int]]:
             yield tensor.name, external_data_helper.ExternalDataInfo(tensor).offset or 0
 
 
-def _read(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
+def read_tensor(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
+    """Values of an external tensor, from the file in `folder`."""
     info = external_data_helper.ExternalDataInfo(tensor)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     values = np.fromfile(folder / info.location, dtype, math.prod(tensor.dims), offset=info.offset or 0)
     return values.reshape(tuple(tensor.dims))
 
 
-def _append(stream: BinaryIO, tensor: onnx.TensorProto, values: NDArray[Any], name: str) -> None:
+def append_tensor(stream: BinaryIO, tensor: onnx.TensorProto, values: NDArray[Any], name: str) -> None:
+    """Writes values at the end of a file called `name`, on a page of their own, and makes the tensor refer to them."""
     stream.write(bytes(-stream.tell() % _PAGE))
     offset = stream.tell()
     values.tofile(stream)

@@ -47,10 +47,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Zoo:
-    """All entries by name, and the default model of each task."""
+    """All entries by name, the default model of each task, and the limits of the gate for reduced precision."""
 
     defaults: dict[str, str]
     models: dict[str, Entry]
+    gate: dict[str, float] = field(default_factory=dict)
 
 
 @cache

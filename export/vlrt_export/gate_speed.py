@@ -1,0 +1,107 @@
+"""How fast a candidate graph is beside its fp32 twin, and which kernels it really runs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlrt.engines import EngineOptions
+from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.errors import VlrtError
+from vlrt.manifest import GraphSpec
+from vlrt_export.trial import Call
+
+_RUNS = 15
+_WARM = 2
+_SECONDS = 20.0
+"""After these a shape of call is measured no more, once it has run `_FEWEST` times."""
+
+_FEWEST = 5
+_SHAPES = 4
+"""Shapes of calls that are measured: those that most time goes to."""
+
+Written = tuple[GraphSpec, Path]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds of both twins for the calls of one use, and the quartiles that tell how sure they are.
+
+    Args:
+        fp32, reduced: sums over the shapes of calls: median times how often.
+        spread: the wider of both interquartile ranges over its median, of the shape that counts most.
+        runs: of that shape.
+    """
+
+    fp32: float
+    reduced: float
+    spread: float
+    runs: int
+
+    @property
+    def ratio(self) -> float:
+        return self.fp32 / self.reduced
+
+
+def measure_speed(fp32: Written, reduced: Written, calls: Sequence[tuple[Call, int]]) -> Speed:
+    """Runs both graphs in turn on the same inputs.
+
+    Args:
+        fp32, reduced: signature and path of each.
+        calls: one of each shape, and how often it was called.
+    """
+    sessions = [OnnxRuntimeSession(*written, EngineOptions()) for written in (fp32, reduced)]
+    total, widest = [0.0, 0.0], (0.0, 0.0, 0)
+    for call, count in sorted(calls, key=lambda pair: -pair[1])[:_SHAPES]:
+        times = alternate([call.ready(session) for session in sessions])
+        medians = [statistics.median(found) * count for found in times]
+        total = [have + more for have, more in zip(total, medians)]
+        widest = max(widest, (medians[0], max(map(_spread, times)), len(times[0])))
+    return Speed(total[0], total[1], widest[1], widest[2])
+
+
+def alternate(calls: Sequence[Callable[[], object]]) -> list[list[float]]:
+    """Milliseconds of each call, all in turn, so that a busy moment meets all; the first rounds do not count."""
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.monotonic() + _SECONDS
+    for turn in range(_RUNS + _WARM):
+        for found, call in zip(times, calls):
+            started = time.perf_counter()
+            call()
+            if turn >= _WARM:
+                found.append((time.perf_counter() - started) * 1e3)
+        if time.monotonic() > end and len(times[0]) >= _FEWEST:
+            break
+    return times
+
+
+def _spread(times: Sequence[float]) -> float:
+    low, middle, high = statistics.quantiles(times, n=4)
+    return (high - low) / middle
+
+
+def executed_kernels(written: Written, call: Call) -> Counter[str]:
+    """How often each operator ran in one call, as the engine's profile tells.
+
+    Raises:
+        VlrtError: the profile says nothing.
+    """
+    spec, path = written
+    with tempfile.TemporaryDirectory() as name:
+        session = OnnxRuntimeSession(spec, path, EngineOptions(profile=Path(name)))
+        call.ready(session)()
+        events = json.loads(session.end_profile().read_text("utf-8"))
+    found = Counter(event["args"]["op_name"] for event in events if event.get("cat") == "Node" and _ran(event))
+    if not found:
+        raise VlrtError(f"the profile of `{path.name}` names no kernels", "use a version of onnxruntime that does")
+    return found
+
+
+def _ran(event: Mapping[str, object]) -> bool:
+    return "op_name" in event.get("args", {}) and str(event.get("name", "")).endswith("_kernel_time")  # type: ignore[operator]
