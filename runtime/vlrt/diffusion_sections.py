@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,9 @@ RULES = (
     *("dpm++2m", "lcm", "unclip", "consistency"),
 )
 """Names of the update rules, as `--scheduler` takes them."""
+
+_LARGEST_SAMPLE = 1 << 28
+"""Numbers of one sample; beyond it a shape is an attack or a mistake."""
 
 
 @dataclass(frozen=True)
@@ -222,13 +226,18 @@ class StageSpec:
         unknown = [rule for rule in (self.rule, *self.rules) if rule not in RULES]
         if unknown:
             raise refuse(f"stage `{self.name}` names the rule `{unknown[0]}`, known are {', '.join(RULES)}")
-        if len(self.shape) not in (1, 3) or not all(0 < axis <= 8192 for axis in self.shape):
+        fits = all(0 < axis <= 8192 for axis in self.shape) and math.prod(self.shape) <= _LARGEST_SAMPLE
+        if len(self.shape) not in (1, 3) or not fits:
             raise refuse(f"stage `{self.name}` has samples of the absurd shape {list(self.shape)}")
         if not 0 < self.steps <= self.schedule.train_steps:
             raise refuse(f"stage `{self.name}` has {self.steps} steps, trained were {self.schedule.train_steps}")
         if not self.latent_scale or self.factor < 1 or self.multiple < 0:
             raise refuse(f"stage `{self.name}`: the latent scale must not be zero, factor and multiple not negative")
-        if self.tile < 0 or not 0 <= self.tile_overlap < 1:
+        if self.preview and len(self.preview) != self.shape[0]:
+            raise refuse(f"stage `{self.name}` has a preview of {len(self.preview)} channels, and {self.shape[0]}")
+        if self.guidance_embedding and not 4 <= self.guidance_width <= 1 << 16:
+            raise refuse(f"stage `{self.name}` embeds its guidance in {self.guidance_width} numbers")
+        if self.tile < 0 or not 0 <= self.tile_overlap < 1 or (self.tile and self.tile * (1 - self.tile_overlap) < 1):
             raise refuse(f"stage `{self.name}`: tiles of {self.tile} rows overlapping by {self.tile_overlap} cannot be")
 
     @property
@@ -306,6 +315,11 @@ class DiffusionSpec:
         for wanted in (*self.inpaint, *filter(None, (self.variation_start, self.upscale_start))):
             if wanted not in names:
                 raise refuse(f"diffusion section: there is no stage `{wanted}` among {', '.join(names)}")
+        flat = [s.name for s in self.stages if len(s.shape) == 1 and (s.name in self.inpaint or s.low_resolution)]
+        if flat:
+            raise refuse(f"diffusion section: the stage `{flat[0]}` makes no picture to keep or to enlarge")
+        if not 0 < self.max_size <= 1 << 16:
+            raise refuse(f"diffusion section: pictures of up to {self.max_size} pixels cannot be meant")
 
     @property
     def roles(self) -> tuple[str, ...]:

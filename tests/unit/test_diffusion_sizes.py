@@ -8,7 +8,7 @@ import pytest
 
 from vlrt.diffusion.sizes import Sizes
 from vlrt.diffusion_sections import ScheduleSpec, StageSpec
-from vlrt.errors import UsageError
+from vlrt.errors import BundleError, UsageError
 
 
 def stage(name: str, *shape: int, **more: Any) -> StageSpec:
@@ -66,5 +66,5 @@ def test_a_stage_of_one_size() -> None:
 
 
 def test_an_embedding_alone_is_no_picture() -> None:
-    with pytest.raises(UsageError, match="no stage that makes a picture"):
+    with pytest.raises(BundleError, match="the last stage of the bundle makes no picture"):
         Sizes.of_result([PRIOR], 1024)

@@ -89,6 +89,8 @@ class Cascade:
             raise BundleError(f"the bundle `{self.bundle.name}` has no image encoder", "choose another with `--model`")
         chain, name = spec.image_chain, spec.image.input
         found = [self.sessions.run_chain(chain, {name: pixels[i : i + 1]}) for i in range(len(pixels))]
+        if spec.embedding not in found[0]:
+            raise BundleError(f"no graph of `{self.bundle.name}` gives `{spec.embedding}`", "export the bundle again")
         self.release(chain)
         return np.concatenate([one[spec.embedding] for one in found])
 
@@ -124,13 +126,24 @@ class Cascade:
             del run
             self.release(stage.roles)
             timings[stage.name] = time.perf_counter() - started
+        finished = [self._finished(job, stages[-1], found) for found in known]
         parameters = self._parameters(job, choices)
         if True in passes:
             parameters["two_pass"] = True
         return [
-            Painting(to_picture(found.conditional[stages[-1].output][0]), {**parameters, "seed": seed}, timings)
-            for found, seed in zip(known, seeds)
+            Painting(to_picture(picture), {**parameters, "seed": seed}, timings)
+            for picture, seed in zip(finished, seeds)
         ]
+
+    def _finished(self, job: Job, last: StageSpec, known: Known) -> Array:
+        """The picture [3, H, W] that the last stage gives."""
+        found, (_, rows, columns) = known.conditional[last.output], job.shapes[last.name]
+        expected = (1, 3, rows * last.factor, columns * last.factor)
+        if found.shape != expected:
+            what = f"the stage `{last.name}` gives a picture of shape {list(found.shape)}, expected {list(expected)}"
+            raise BundleError(what, "export the bundle again")
+        picture: Array = found[0]
+        return picture
 
     def _known(self, job: Job, request: PaintRequest, choices: Choices) -> list[Known]:
         """What is known before the first stage, per picture."""

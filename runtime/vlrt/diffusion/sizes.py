@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from vlrt.diffusion_sections import StageSpec
-from vlrt.errors import UsageError
+from vlrt.errors import BundleError, UsageError
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,6 @@ class Sizes:
 
 def _spatial(stages: Sequence[StageSpec]) -> list[StageSpec]:
     found = [stage for stage in stages if len(stage.shape) == 3]
-    if not found:
-        raise UsageError("the bundle has no stage that makes a picture", "export it again")
+    if not found or len(stages[-1].shape) == 1:
+        raise BundleError("the last stage of the bundle makes no picture", "export it again")
     return found

@@ -183,6 +183,10 @@ class StageRun:
         if low.source not in known.conditional:
             raise BundleError(f"the stage `{self.stage.name}` enlarges `{low.source}`, which nothing gives")
         picture = known.conditional[low.source].astype(np.float32)
+        if picture.ndim != 4:
+            raise BundleError(
+                f"`{low.source}` of shape {list(picture.shape)} is no picture to enlarge", "export it again"
+            )
         if low.quantised:
             levels = np.rint((picture.clip(-1, 1) + 1) * np.float32(127.5)) / np.float32(127.5)
             picture = levels.astype(np.float32) - np.float32(1)

@@ -9,6 +9,7 @@ from vlrt.diffusion.cascade import Job
 from vlrt.diffusion.sizes import Sizes
 from vlrt.diffusion.sources import start_from
 from vlrt.diffusion.task import PaintingTask, load_photograph, named
+from vlrt.errors import BundleError
 from vlrt.image import ImageLike
 from vlrt.picture_file import Painting
 
@@ -46,6 +47,8 @@ class Editor(PaintingTask):
         request, hooks = self.request(options, prompt)
         first = self.spec.stages[0]
         strength = self.spec.edit_strength if request.strength is None else request.strength
+        if len(first.shape) == 1:
+            raise BundleError(f"the stage `{first.name}` starts from no picture", "export the bundle again")
         self.walked(first, request, strength)
         loaded = load_photograph(photograph)
         sizes = Sizes.of_result(self.spec.stages, self.spec.max_size)

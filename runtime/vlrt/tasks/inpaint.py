@@ -10,6 +10,7 @@ from vlrt.diffusion.photographs import mask_of
 from vlrt.diffusion.sizes import Sizes
 from vlrt.diffusion.sources import keep
 from vlrt.diffusion.task import PaintingTask, load_photograph, named
+from vlrt.errors import BundleError
 from vlrt.image import ImageLike
 from vlrt.picture_file import Painting
 
@@ -48,6 +49,8 @@ class Inpainter(PaintingTask):
         request, hooks = self.request(options, prompt)
         first = self.spec.stages[0]
         strength = 1.0 if request.strength is None else request.strength
+        if first.name not in self.spec.inpaint:
+            raise BundleError(f"the stage `{first.name}` keeps no part of a picture", "export the bundle again")
         self.walked(first, request, strength)
         loaded = load_photograph(photograph)
         sizes = Sizes.of_result(self.spec.stages, self.spec.max_size)
