@@ -57,6 +57,12 @@ class PatternSpec:
         """Of a cache that holds the text and what any one cell sees, itself included."""
         return self.text + max(map(len, self.visible())) + 1
 
+    @property
+    def waiting(self) -> int:
+        """Cells that leave such a cache and come back, so that they wait elsewhere meanwhile."""
+        visible = self.visible()
+        return len({c for i, seen in enumerate(visible) for c in seen if c != i - 1 and c not in visible[i - 1]})
+
     def filled(self, length: int) -> int:
         """Positions of such a cache that are in use when `length` positions of the sequence are."""
         return length if length <= self.text else self.text + len(self.visible()[length - self.text - 1]) + 1

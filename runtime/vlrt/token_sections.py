@@ -63,14 +63,14 @@ class ImageTokensSpec:
         grid: rows and columns of codes.
         codebook: number of codes.
         first_id: id of code 0 in the decoder's vocabulary; the others follow.
-        text: ``prompt``: its ids stand before the codes; ``encoder``: they are an input of the decode section's chain,
-            padded and between start and end as the text section says, and an empty text's are the unconditional ones.
+        text: ``encoder``: the prompt's ids are an input of the decode section's chain, padded and between start and
+            end as the text section says, and an empty text's are the unconditional ones.
     """
 
     grid: tuple[int, int]
     codebook: int
     first_id: int = 0
-    text: Literal["prompt", "encoder"] = "prompt"
+    text: Literal["encoder"] = "encoder"
 
     def __post_init__(self) -> None:
         check_grid(self.grid, "image tokens")

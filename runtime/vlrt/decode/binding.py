@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlrt.decode.loop import Array, Loop, LoopShape, RowTensor, StepBuffers
+from vlrt.decode.buffers import Array, LoopShape, RowTensor, StepBuffers
+from vlrt.decode.loop import Loop
 from vlrt.decode.options import DecodeOptions
 from vlrt.errors import BundleError, UsageError
 from vlrt.manifest import DecodeSpec, GraphSpec, StateSpec, TensorSpec
@@ -79,7 +80,7 @@ class StepModel:
         if self.spec.concatenates:
             what = f"`{self.session.spec.file}` concatenates its caches, so it generates but does not score"
             raise BundleError(what, "export the model with `vlrt export`")
-        shape = self._shape(initial, prompts, options)
+        shape = self.shape(initial, prompts, options)
         bound = self._take(shape)
         try:
             yield bound
@@ -104,9 +105,10 @@ class StepModel:
                 raise BundleError(f"state `{state.input}` starts from `{state.source}`, which was not given")
         return {state.input: images[state.source] for state in wanted}
 
-    def _shape(
+    def shape(
         self, initial: Mapping[str, Array], prompts: Sequence[Sequence[int]], options: DecodeOptions
     ) -> LoopShape:
+        """What a loop for such a task would allocate."""
         graph, states = self.session.spec, self.spec.states
         axes = self._axes(initial)
         width = max(map(len, prompts)) if self.takes_prompts_at_once else 1

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlrt.decode.binding import StepModel, StepSession
-from vlrt.decode.loop import Array, Hypothesis, Loop, LoopShape, OnToken, RowTensor, ShouldCancel, StepBuffers, Task
+from vlrt.decode.buffers import Array, LoopShape, RowTensor, StepBuffers
+from vlrt.decode.loop import Hypothesis, Loop, OnToken, ShouldCancel, Task
 from vlrt.decode.options import DecodeOptions
 from vlrt.errors import BundleError
 from vlrt.manifest import DecodeSpec, GraphSpec

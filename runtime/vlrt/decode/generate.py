@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vlrt.decode.binding import StepModel
+from vlrt.decode.binding import BoundLoop, StepModel
+from vlrt.decode.buffers import Array, StepBuffers
 from vlrt.decode.concat import generate_concat
-from vlrt.decode.loop import Array, Hypothesis, Loop, OnToken, ShouldCancel, Step, Task
+from vlrt.decode.loop import Hypothesis, Loop, OnToken, ShouldCancel, Step, Task
 from vlrt.decode.options import DecodeOptions
 from vlrt.errors import UsageError
 
@@ -21,6 +22,7 @@ def generate(
     unconditional_prompts: Sequence[Sequence[int]] | None = None,
     on_token: OnToken | None = None,
     should_cancel: ShouldCancel | None = None,
+    watch: Step | None = None,
 ) -> list[list[Hypothesis]]:
     """Decodes a batch of images with a decoder graph.
 
@@ -39,6 +41,7 @@ def generate(
             raises ends the decoding and is passed on.
         should_cancel: asked before every step; true ends the decoding, and what is there is returned:
             finished hypotheses and, as `finished=False`, live ones; an empty one before the first token.
+        watch: shown the buffers before every call of the step graph: what each row is about to read, and where.
 
     Returns:
         Per image its hypotheses, best first (samples: in the order drawn); fewer than asked for only where
@@ -66,7 +69,18 @@ def generate(
         return generate_concat(step_model, values, prompts, options, on_token, should_cancel)
     task = Task(prompts, spec.end_ids, values, unconditional=nothing, unconditional_prompts=unconditional_prompts)
     with step_model.loop(values, prompts, options) as bound:
-        return bound.loop.run(bound, task, options, on_token, should_cancel)
+        return bound.loop.run(_watched(bound, watch), task, options, on_token, should_cancel)
+
+
+def _watched(bound: BoundLoop, watch: Step | None) -> Step:
+    if watch is None:
+        return bound
+
+    def step(buffers: StepBuffers) -> None:
+        watch(buffers)
+        bound(buffers)
+
+    return step
 
 
 def _unconditional(

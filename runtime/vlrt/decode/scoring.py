@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlrt.decode.binding import BoundLoop, StepModel
-from vlrt.decode.loop import Array, StepBuffers
+from vlrt.decode.buffers import Array, StepBuffers
 from vlrt.decode.options import DecodeOptions
 from vlrt.errors import UsageError
 
