@@ -23,11 +23,11 @@ _SAMPLING = (
     click.option("--steps", metavar="N", help="Of all stages, or by name: prior=25,decoder=50."),
     click.option("--guidance", metavar="G", help="How much the prompt counts, or by stage; up to 1: none."),
     click.option("--scheduler", metavar="RULE", help="ddim, ddpm, pndm, euler, euler-ancestral, heun, dpm++2m, lcm …"),
-    click.option("--eta", type=float, default=0.0, show_default=True, help="Noise of ddim's steps, 0 to 1."),
+    click.option("--eta", type=float, help="Noise of ddim's steps, 0 to 1.  [default: 0]"),
     click.option("--guidance-rescale", type=float, help="0 to 1: against burnt colours of strong guidance."),
     click.option("--guidance-interval", metavar="A,B", help="Shares of the steps that are guided: 0.2,0.8."),
     click.option("--gradient-guidance", type=float, help="Strength of CLIP guidance, where the bundle has it."),
-    click.option("--negative", default="", help="What the picture is guided away from."),
+    click.option("--negative", help="What the picture is guided away from."),
 )
 _RUNNING = (
     click.option("--tiled/--whole", "tiled", default=None, help="Autoencoder in tiles.  [default: if large]"),
@@ -42,6 +42,17 @@ _RUNNING = (
         type=click.Path(path_type=Path),
         help="Picture; a PNG keeps the options.  [default: TASK-SEED.png]",
     ),
+)
+_DRAWING = (
+    click.option("--candidates", type=int, metavar="N", help="Pictures to draw, of which some are kept."),
+    click.option("--keep", type=int, metavar="N", help="The best of the candidates, so many."),
+    click.option("--rank", metavar="BUNDLE", help="Dual encoder that says which are best.  [default: likelihood]"),
+    click.option("--complete", metavar="PHOTO", help="Photograph whose upper rows are kept."),
+    click.option("--rows", type=int, help="Rows of codes of that photograph that are kept."),
+    click.option("--temperature", type=float, help="Of the draws."),
+    click.option("--top-k", type=int, help="Draw among the k likeliest codes."),
+    click.option("--top-p", type=float, help="Draw among the likeliest codes of this mass."),
+    click.option("--greedy", is_flag=True, default=None, help="Take the likeliest code every time."),
 )
 _STRENGTH = click.option("--strength", type=float, help="Above 0, to 1: how much is painted anew.")
 
@@ -65,6 +76,13 @@ class Running:
 def paint_options(command: F) -> F:
     """Adds everything that painting by diffusion can be told."""
     for option in reversed((*_PICTURE, *_SAMPLING, *_RUNNING)):
+        command = option(command)
+    return command
+
+
+def drawing_options(command: F) -> F:
+    """Adds what models that draw code by code can be told besides."""
+    for option in reversed(_DRAWING):
         command = option(command)
     return command
 

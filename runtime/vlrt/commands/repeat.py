@@ -20,7 +20,7 @@ _OPTIONS = {
     "top_k": "--top-k",
     "top_p": "--top-p",
 }
-_FLAGS = {"tiled": ("--tiled", "--whole"), "two_pass": ("--two-pass", "--one-pass")}
+_FLAGS = {"tiled": ("--tiled", "--whole"), "two_pass": ("--two-pass", "--one-pass"), "greedy": ("--greedy", "")}
 
 
 def repeat_command(parameters: Mapping[str, Any]) -> str:
@@ -42,7 +42,7 @@ def repeat_command(parameters: Mapping[str, Any]) -> str:
             words += [option, _text(value)]
     for name, (yes, no) in _FLAGS.items():
         if name in parameters:
-            words.append(yes if parameters[name] else no)
+            words += filter(None, [yes if parameters[name] else no])
     if "guidance_interval" in parameters:
         words += ["--guidance-interval", ",".join(map(_text, parameters["guidance_interval"]))]
     if task in _SIZED:
@@ -54,7 +54,7 @@ def repeat_command(parameters: Mapping[str, Any]) -> str:
         ]
     if task in ("variations", "interpolate") and parameters.get("prompt"):
         words += ["--prompt", str(parameters["prompt"])]
-    if "pictures" in parameters and task != "interpolate":
+    if "pictures" in parameters and task != "interpolate" and "keep" not in parameters:
         words += ["--count", _text(parameters["pictures"])]
     # What looks like an option is none after two dashes.
     dashed = any(word.startswith("-") for word in given)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlrt.commands.options import model_options
-from vlrt.commands.paint_options import paint_options, split_options
+from vlrt.commands.paint_options import drawing_options, paint_options, split_options
 
 if TYPE_CHECKING:
+    from vlrt.tasks.draw import Drawer
     from vlrt.tasks.generate import Painter
 
 
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 @model_options
 @click.option("--label", help="Class to paint, by name or number, of models that know classes.")
 @paint_options
+@drawing_options
 def generate(prompt: str, model: str | None, device: str, threads: int, **given: Any) -> None:
-    """Paint what PROMPT says; models without words paint a class (--label), or anything."""
+    """Paint what PROMPT says; models without words paint a class (--label), or anything.
+
+    --candidates to --greedy are for models that draw a picture code by code, as DALL-E does; --steps, --scheduler,
+    --eta and sizes are for those that paint by diffusion.
+    """
     from vlrt.commands.painting import run_painting
     from vlrt.tasks import load
 
     running, options = split_options(given)
-    painter: Painter = load("generate", model, device=device, threads=threads, keep_loaded=running.keep_loaded)
+    painter: Painter | Drawer = load("generate", model, device=device, threads=threads, keep_loaded=running.keep_loaded)
     run_painting(running, "generate", lambda hooks: painter.batch(prompt, **options, **hooks), model)

@@ -64,8 +64,6 @@ def load(
 
 def task_class(task: str, bundle: Bundle) -> Any:
     """The class that does a task with a bundle."""
-    if task == "generate" and bundle.manifest.image_tokens:
-        return import_module("vlrt.tasks.draw").Drawer
     by_codes = task == "generate" and bundle.manifest.image_tokens is not None
     module, name = ("draw", "Drawer") if by_codes else (task, TASKS[task])
     return getattr(import_module(f"vlrt.tasks.{module}"), name)
