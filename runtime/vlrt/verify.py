@@ -20,7 +20,7 @@ from vlrt.codec import PictureCodec
 from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.engines import Array, EngineOptions, Sessions
 from vlrt.errors import BundleError
-from vlrt.manifest import Measurement
+from vlrt.manifest import DecodeSpec, Measurement, TextSpec
 from vlrt.text import PromptReader, TextCodec
 
 RunChain = Callable[[Iterable[str], Mapping[str, Array]], dict[str, Array]]
@@ -95,7 +95,24 @@ def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str
         found |= {f"text.{name}": fingerprint(value) for name, value in outputs.items()}
     if described.codec:
         found |= _codec(bundle, run_chain)
+    if described.image_tokens and described.image_tokens.text == "encoder" and described.text and described.decode:
+        found |= _drawing(bundle, described.text, described.decode, run_chain, sessions)
     return found
+
+
+def _drawing(
+    bundle: Bundle, text: TextSpec, spec: DecodeSpec, run_chain: RunChain, sessions: Sessions
+) -> dict[str, Any]:
+    """What an encoder makes of a sentence and of none, and the first codes that a decoder draws of it."""
+    codec = TextCodec.open(bundle)
+    ids = codec.pad([codec.prompt_row(SENTENCES[1]), codec.prompt_row("")])
+    outputs = run_chain(spec.chain, {text.input: ids})
+    found: dict[str, Any] = {"ids": ids.tolist()}
+    found |= {f"text.{name}": fingerprint(value) for name, value in outputs.items()}
+    options = DecodeOptions(max_new_tokens=8, guidance_scale=2.0)
+    asked, nothing = ({name: value[lane : lane + 1] for name, value in outputs.items()} for lane in (0, 1))
+    drawn = generate(StepModel.open(spec, sessions.get), asked, options, unconditional=nothing)[0]
+    return found | {"decode": [{"tokens": list(map(int, h.tokens)), "score": float(h.score)} for h in drawn]}
 
 
 def _codec(bundle: Bundle, run_chain: RunChain) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vlrt.engines import Sessions
 from vlrt.errors import VlrtError
 from vlrt.tasks.detokenize import Detokenizer
 from vlrt.text import TextCodec
+from vlrt.verify import verify
 from vlrt.zoo import Entry
 from vlrt_export import vqgan_layout, weight_layout
 from vlrt_export.bundle_writer import write_bundle
@@ -158,6 +159,12 @@ def test_the_detokenizer_paints_what_the_reference_paints(stored: dict[str, Any]
         painted = codec.detokenizer(torch.from_numpy(stored["codes"]))
     assert stored["painted"].std() > 0.1
     np.testing.assert_allclose(painted, stored["painted"], atol=2e-5)
+
+
+def test_the_bundle_s_goldens_are_verified_without_torch(bundle: Bundle) -> None:
+    measured = {m.stage: m for m in verify(bundle)}
+    assert {"token ids", "text.text_states", "decode", "codec.pixels"} <= set(measured)
+    assert all(m.passed for m in measured.values())
 
 
 def test_the_bundle_draws_codes_but_reads_no_photographs(bundle: Bundle) -> None:
