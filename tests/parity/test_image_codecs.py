@@ -24,7 +24,7 @@ from vlrt_export.bundle_writer import write_bundle
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.codec_checks import measure_codes
 from vlrt_export.codec_plan import codec_plan
-from vlrt_export.codec_reader import open_image_codec
+from vlrt_export.codec_reader import open_image_codec, read_image_codec
 from vlrt_export.families import dvae as dvae_family
 from vlrt_export.families import vq_vae as vq_vae_family
 from vlrt_export.families import vqgan as vqgan_family
@@ -91,6 +91,26 @@ def test_a_state_dict_of_both_halves_is_a_dvae(tmp_path: Path, prefixes: tuple[s
     with torch.no_grad():
         found = open_image_codec(tmp_path).detokenizer(codes)
         torch.testing.assert_close(found, pickled.detokenizer(codes))
+
+
+@pytest.mark.parametrize("name", ["plain", "blocks"])
+def test_dalle_pytorch_s_discrete_vae(name: str) -> None:
+    """From its `vae.pt`, with and without residual blocks, and from the weights alone."""
+    expected, codec = (
+        npz(GOLDEN / "discrete_vae" / f"{name}.npz"),
+        open_image_codec(GOLDEN / "discrete_vae" / f"{name}.pt", 32),
+    )
+    assert (codec.kind, codec.codebook, codec.factor, codec.grid) == ("dvae", 20, 4, (8, 8))
+    assert codec.checkpoint is not None
+    tensors = {n.removeprefix("weights."): tensor for n, tensor in codec.checkpoint.tensors.items()}
+    for read in (codec, read_image_codec(Checkpoint(tensors, {}, None, (), "part"), 32)):
+        assert read.tokenizer is not None
+        with torch.no_grad():
+            codes = read.tokenizer(torch.from_numpy(expected["pixels"]))
+            painted = read.detokenizer(torch.from_numpy(expected["codes"]))
+        assert len(np.unique(codes)) > 8
+        np.testing.assert_array_equal(codes, expected["codes"])
+        np.testing.assert_allclose(painted, expected["painted"], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["nearest", "gumbel"])

@@ -1,4 +1,4 @@
-"""DALL-E's discrete VAE (Ramesh et al., arXiv 2102.12092, appendix A): 256 pixels a side to 32 x 32 codes."""
+"""DALL-E's discrete VAE (Ramesh et al., arXiv 2102.12092, appendix A), and that of DALLE-pytorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlrt_export.graph import Plan
 from vlrt_export.request import Request
 
 _CARD = (
-    "Turns photographs into one of its codes for every 8x8 pixels, and codes into photographs. It keeps layout and "
+    "Turns photographs into one of its codes for every few pixels, and codes into photographs. It keeps layout and "
     "colour; text, fur and faces become soft or are made up."
 )
 
