@@ -11,6 +11,7 @@ from vlrt.bundle import Bundle
 from vlrt.diffusion.prompt_cache import PromptCache
 from vlrt.diffusion.request import PaintStep
 from vlrt.engines import EngineOptions
+from vlrt.tasks.draw import Drawer
 from vlrt.tasks.generate import Painter
 from vlrt.verify import SENTENCES
 
@@ -52,6 +53,44 @@ class PaintProbe:
         if len(photographs) == 1:
             for stage, marks in ticks.items():
                 self.stage_steps.setdefault(stage, []).extend(b - a for a, b in pairwise(marks))
+        picture = found[0].picture
+        self.result = f"{picture.width}x{picture.height} pixels"
+        return dict(found[0].timings)
+
+
+class DrawProbe:
+    """Drawing code by code; a step is a row of codes of all pictures together.
+
+    Args:
+        bundle: one that serves ``generate`` and draws codes.
+        given: options of the request.
+
+    Attributes:
+        stage_steps: seconds between two rows of codes, under ``row of codes``, over all runs of one picture.
+    """
+
+    def __init__(self, bundle: Bundle, options: EngineOptions, given: dict[str, Any]) -> None:
+        self.drawer = Drawer(bundle, options)
+        self.sessions = self.drawer.sessions
+        for role in self.drawer.spec.roles:
+            self.sessions.get(role)
+        self.given = {"seed": 0, **given}
+        self.steps: list[float] = []
+        self.stage_steps: dict[str, list[float]] = {}
+        self.result = ""
+
+    def run(self, photographs: Sequence[bytes]) -> dict[str, float]:
+        """Draws as many pictures as there are photographs, which nothing reads; seconds by stage."""
+        marks: list[float] = []
+        found = self.drawer.batch(
+            SENTENCES[0],
+            candidates=len(photographs),
+            keep=1,
+            on_step=lambda step: marks.append(time.perf_counter()),
+            **self.given,
+        )
+        if len(photographs) == 1:
+            self.stage_steps.setdefault("row of codes", []).extend(b - a for a, b in pairwise(marks))
         picture = found[0].picture
         self.result = f"{picture.width}x{picture.height} pixels"
         return dict(found[0].timings)

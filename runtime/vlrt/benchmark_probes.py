@@ -49,9 +49,9 @@ def open_probe(task: str, bundle: Bundle, options: EngineOptions, decode: dict[s
     if task == "answer":
         return AnswerProbe(bundle, options, decode)
     if task == "generate":
-        from vlrt.benchmark_painting import PaintProbe
+        from vlrt.benchmark_painting import DrawProbe, PaintProbe
 
-        return PaintProbe(bundle, options, decode)
+        return (DrawProbe if bundle.manifest.image_tokens else PaintProbe)(bundle, options, decode)
     return EmbedProbe(bundle, options, LABELS if task == "classify" else SENTENCES)
 
 

@@ -45,26 +45,26 @@ def write(running: Running, task: str, paintings: Sequence[Painting]) -> None:
     check_picture_target(target)
     if len(paintings) > 1 and target.suffix.lower() == ".gif":
         save_animation([one.picture for one in paintings], target)
-        _say(running, target, {**paintings[0].parameters, "pictures": len(paintings)})
+        _say(running, target, {**paintings[0].parameters, "pictures": len(paintings)}, paintings[0])
         return
     if len(paintings) > 1:
         shared = {**paintings[0].parameters, "pictures": len(paintings)}
         save_picture(grid([one.picture for one in paintings]), target, shared)
-        _say(running, target, shared)
+        _say(running, target, shared, paintings[0])
     width = len(str(len(paintings)))
     for number, one in enumerate(paintings, 1):
         path = target if len(paintings) == 1 else target.with_stem(f"{target.stem}-{number:0{width}}")
         one.save(path)
-        _say(running, path, one.parameters)
+        _say(running, path, one.parameters, one)
 
 
-def _say(running: Running, path: Path, parameters: Mapping[str, Any]) -> None:
+def _say(running: Running, path: Path, parameters: Mapping[str, Any], one: Painting) -> None:
     if running.as_json:
         click.echo(to_json({"image": str(path), **parameters}))
     else:
-        size = f"{parameters['width']}x{parameters['height']}, " if "width" in parameters else ""
         several = f"{parameters['pictures']} pictures, " if "pictures" in parameters else ""
-        click.echo(f"{path}: {several}{size}seed {parameters.get('seed')}")
+        score = f", score {parameters['score']}" if "score" in parameters and not several else ""
+        click.echo(f"{path}: {several}{one.picture.width}x{one.picture.height}, seed {parameters.get('seed')}{score}")
 
 
 @contextlib.contextmanager
