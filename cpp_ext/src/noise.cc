@@ -4,9 +4,24 @@
 #include <cmath>
 #include <numbers>
 #include <stdexcept>
-#include <type_traits>
+
+#include "vlrt/box_muller.h"
 
 namespace vlrt {
+
+namespace {
+
+// As `box_muller`, one block.
+void box_muller_double(double* block) {
+  for (std::size_t i = 0; i < 8; ++i) {
+    const double radius = std::sqrt(-2.0 * std::log(1.0 - block[i]));
+    const double angle = 2.0 * std::numbers::pi * block[i + 8];
+    block[i] = radius * std::cos(angle);
+    block[i + 8] = radius * std::sin(angle);
+  }
+}
+
+}  // namespace
 
 void TorchGenerator::seed(std::uint64_t seed) {
   state_[0] = static_cast<std::uint32_t>(seed);
@@ -88,24 +103,21 @@ double TorchGenerator::normal_double() {
   return radius * std::cos(angle);
 }
 
-// Box & Muller (1958) on blocks of 16 uniforms: the first eight give radii, the last eight angles. A ragged
-// end is drawn again as a whole last block, as torch does.
-template <typename T>
-void TorchGenerator::normal_fill(std::span<T> out) {
-  const auto transform = [](T* block) {
-    for (std::size_t i = 0; i < 8; ++i) {
-      const T radius = std::sqrt(T{-2} * std::log(T{1} - block[i]));
-      const T angle = T{2} * std::numbers::pi_v<T> * block[i + 8];
-      block[i] = radius * std::cos(angle);
-      block[i + 8] = radius * std::sin(angle);
-    }
-  };
+// A ragged end is drawn again as a whole last block, as torch does.
+void TorchGenerator::normal_fill(std::span<float> out) {
   rand(out);
-  for (std::size_t begin = 0; begin + 16 <= out.size(); begin += 16) transform(&out[begin]);
-  if (out.size() % 16 != 0) {
-    rand(out.last(16));
-    transform(&out[out.size() - 16]);
-  }
+  box_muller(out);
+  if (out.size() % 16 == 0) return;
+  rand(out.last(16));
+  box_muller(out.last(16));
+}
+
+void TorchGenerator::normal_fill(std::span<double> out) {
+  rand(out);
+  for (std::size_t begin = 0; begin + 16 <= out.size(); begin += 16) box_muller_double(&out[begin]);
+  if (out.size() % 16 == 0) return;
+  rand(out.last(16));
+  box_muller_double(&out[out.size() - 16]);
 }
 
 void TorchGenerator::randn(std::span<float> out) {

@@ -462,12 +462,17 @@ def test_noise_of_a_training_timestep(name: str, betas: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 5, 15, 16, 17, 100, 3 * 64 * 64])
 def test_normals_continue_as_torch_s(size: int) -> None:
-    """Draws of every size, one after another from one generator, with a seed that needs all 64 bits."""
+    """Draws of every size, one after another from one generator, with a seed that needs all 64 bits.
+
+    From 16 on they are torch's bit for bit where torch itself uses AVX2; its other builds take the C library's
+    logarithm and cosine.
+    """
+    exact = size >= 16 and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     seed = 2**63 + 12345
     mine, reference = Generator(seed), torch.Generator().manual_seed(seed)
     for _ in range(3):
         expected = torch.randn(size, generator=reference).numpy()
-        assert np.abs(mine.randn((size,)) - expected).max() < 2e-6
+        assert np.abs(mine.randn((size,)) - expected).max() <= (0 if exact else 2e-6)
         assert np.abs(mine.randn((3,)) - torch.randn(3, generator=reference).numpy()).max() < 2e-6
 
 

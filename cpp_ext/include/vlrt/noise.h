@@ -10,8 +10,8 @@
 namespace vlrt {
 
 // Mersenne Twister (Matsumoto & Nishimura 1998, MT19937) with the conversions of `torch.Generator` on the CPU
-// (torch 2.13): `rand` and `randint` bit for bit, normals and exponentials to the last digits of log and
-// cosine.
+// (torch 2.13): `rand`, `randint` and blocks of single-precision normals bit for bit, the other normals and
+// exponentials to the last digits of log and cosine.
 class TorchGenerator {
  public:
   explicit TorchGenerator(std::uint64_t seed = 0) { this->seed(seed); }
@@ -41,8 +41,8 @@ class TorchGenerator {
   static constexpr std::size_t kState = 624;
   void refill();
   double normal_double();
-  template <typename T>
-  void normal_fill(std::span<T> out);
+  void normal_fill(std::span<float> out);
+  void normal_fill(std::span<double> out);
 
   std::array<std::uint32_t, kState> state_{};
   std::size_t next_ = kState;
