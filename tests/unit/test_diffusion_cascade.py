@@ -99,7 +99,7 @@ def test_stages_are_loaded_one_after_the_other(cascade_bundle: Path) -> None:
     seen: dict[str, set[str]] = {}
     painter("a dog", seed=1, on_step=lambda step: seen.setdefault(step.stage, set(painter.cascade.sessions._loading)))
     assert seen == {
-        "prior": {"prior", "prior_finish"},
+        "prior": {"prior"},
         "decoder": {"decoder"},
         "upsampler": {"upsampler", "upsampler_last"},
     }

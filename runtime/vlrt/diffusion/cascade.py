@@ -121,10 +121,13 @@ class Cascade:
             started = time.perf_counter()
             task = StageTask(choices.stages[stage.name], job.shapes[stage.name], job.source, request, hooks)
             run = StageRun(task, self.sessions)
-            known = [run(known[i], generators[i], (i, request.count)) for i in range(request.count)]
+            samples = [run(known[i], generators[i], (i, request.count)) for i in range(request.count)]
             passes.add(run.options.two_passes)
-            del run
-            self.release(stage.roles)
+            # The denoiser makes room for the graphs that turn its samples into pictures.
+            self.release(run.roles)
+            known = [run.finish(*found) for found in samples]
+            del run, samples
+            self.release(stage.finish)
             timings[stage.name] = time.perf_counter() - started
         finished = [self._finished(job, stages[-1], found) for found in known]
         parameters = self._parameters(job, choices)

@@ -22,7 +22,8 @@ from vlrt.diffusion.sources import Draw, Source
 from vlrt.diffusion.tiles import tiles_wanted
 from vlrt.diffusion_sections import LowResolutionSpec, StageSpec
 from vlrt.engines import Sessions
-from vlrt.errors import BundleError
+from vlrt.errors import BundleError, UsageError
+from vlrt.manifest import GraphSpec
 
 Array = NDArray[np.float32]
 
@@ -64,12 +65,17 @@ class StageRun:
         self.stage: StageSpec = task.choice.stage
         self.guided = task.choice.guided
         self.schedule = Schedule(self.stage.schedule, task.choice.rule, task.choice.steps, task.request.eta)
-        sessions.prepare(self.stage.roles)
+        sessions.prepare(self.roles)
         self.loop = Loop(1, task.shape, self._output_channels())
         self.options = self._options()
 
-    def __call__(self, known: Known, generator: Generator, place: tuple[int, int]) -> Known:
-        """What is known after the stage.
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The stage's graphs without those that finish it."""
+        return tuple(role for role in self.stage.roles if role not in self.stage.finish)
+
+    def __call__(self, known: Known, generator: Generator, place: tuple[int, int]) -> tuple[Known, Array]:
+        """What the stage knows, and its sample [1, …].
 
         Args:
             known: what is known before it, of one picture.
@@ -97,8 +103,19 @@ class StageRun:
         )
         if found is None:
             raise CancelledError(f"stopped in the stage `{self.stage.name}`, as was asked")
+        return known, found
+
+    def finish(self, known: Known, sample: Array) -> Known:
+        """What later stages know: the sample as the stage's last graphs make it."""
         tiled = tiles_wanted(self.stage, self.task.shape, self.task.request.tiled)
-        return known.with_arrays(finish(self.stage, found, dict(known.conditional), self.sessions, tiled))
+        return known.with_arrays(finish(self.stage, sample, dict(known.conditional), self.sessions, tiled))
+
+    def _check_timesteps(self, graph: GraphSpec) -> None:
+        """Rules over noise levels may call the denoiser between two timesteps of the training."""
+        taken = graph.input(self.stage.timestep_input).dtype
+        if taken == "int64" and not self.schedule.whole:
+            what = f"`{self.schedule.rule}` calls `{self.stage.name}` between timesteps, and `{graph.file}` takes whole ones"
+            raise UsageError(what, f"--scheduler {self.stage.rule}")
 
     def _output_channels(self) -> int:
         """Channels of a prediction: those of the sample, and of its variance where that is learned."""
