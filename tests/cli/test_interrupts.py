@@ -100,3 +100,39 @@ def test_an_interrupted_match_leaves_no_file(
     assert process.returncode == code
     assert out.read_text("utf-8") == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.jsonl", "photos"]
+
+
+# A step takes a while, so that the signal comes between two of them.
+PAINTING = """
+import time
+from vlrt.commands import painting
+told = painting.StepProgress.__call__
+def slow(self, step):
+    told(self, step)
+    time.sleep(0.1)
+painting.StepProgress.__call__ = slow
+from vlrt.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_painting_leaves_no_half_picture(
+    latent_bundle: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out, preview = tmp_path / "o.png", tmp_path / "o.preview.png"
+    out.write_bytes(b"before")
+    arguments = ("run", "generate", "a dog", "-o", out, "--steps", 200, "--preview", 1, "--model", latent_bundle)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PAINTING, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    wait_for(preview.exists)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert out.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["o.png"]
