@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from vlrt.bundle import Bundle
+from vlrt.codec import PictureCodec
 from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.engines import Sessions
 from vlrt.errors import VlrtError
 from vlrt.tasks.detokenize import Detokenizer
+from vlrt.tasks.draw import Drawer
 from vlrt.text import TextCodec
 from vlrt.verify import verify
 from vlrt.zoo import Entry
@@ -159,6 +161,37 @@ def test_the_detokenizer_paints_what_the_reference_paints(stored: dict[str, Any]
         painted = codec.detokenizer(torch.from_numpy(stored["codes"]))
     assert stored["painted"].std() > 0.1
     np.testing.assert_allclose(painted, stored["painted"], atol=2e-5)
+
+
+def test_candidates_of_one_prompt_are_the_reference_s_pictures(bundle: Bundle, stored: dict[str, Any]) -> None:
+    """Both share one text: its memory is computed once, and their codes are those of the reference's two rows."""
+    codec, rows = PictureCodec(bundle), []
+    expected = codec.pictures(stored["sampled"].reshape(2, 16, 16))
+    painted = Drawer(bundle).batch(
+        json.loads(str(stored["texts"]))[0][0],
+        seed=11,
+        candidates=2,
+        keep=2,
+        temperature=0.7,
+        top_k=50,
+        guidance=SCALE,
+        on_step=lambda step: rows.append(step),
+    )
+    order = [painting.parameters["candidate"] for painting in painted]
+    assert sorted(order) == [0, 1]
+    for place, painting in zip(order, painted):
+        np.testing.assert_array_equal(np.asarray(painting.picture), np.asarray(expected[place]))
+    assert [step.step for step in rows][:3] == [1, 2, 3]
+
+
+def test_photographs_cannot_be_completed_without_a_tokenizer(bundle: Bundle) -> None:
+    with pytest.raises(VlrtError, match="has no tokenizer"):
+        Drawer(bundle).batch("a fox", complete=np.zeros((32, 32, 3), np.uint8), seed=1)
+
+
+def test_a_prompt_that_is_too_long_is_told_with_both_lengths(bundle: Bundle) -> None:
+    with pytest.raises(VlrtError, match=r"the prompt has \d+ tokens, `tiny` reads 64"):
+        Drawer(bundle).batch("owls " * 40, seed=1)
 
 
 def test_the_bundle_s_goldens_are_verified_without_torch(bundle: Bundle) -> None:
