@@ -147,6 +147,13 @@ def test_plms_is_pndm_without_its_start() -> None:
     assert len(Schedule(spec, "pndm", 10).timesteps) == 19
 
 
+def test_rules_over_noise_levels_stop_between_timesteps() -> None:
+    assert not Schedule(ScheduleSpec(spacing="linspace"), "euler", 10).whole
+    assert Schedule(ScheduleSpec(spacing="leading"), "euler", 10).whole
+    assert not Schedule(ScheduleSpec(spacing="leading", karras_sigmas=True), "euler", 10).whole
+    assert Schedule(ScheduleSpec(spacing="linspace"), "dpm++2m", 10).whole
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_seeds_beyond_64_bits_are_refused(seed: int) -> None:
     with pytest.raises(UsageError, match="does not fit 64 bits"):

@@ -151,7 +151,7 @@ class StageChoice:
         if not 1 <= self.steps <= most:
             what = f"{self.steps} steps of the stage `{stage.name}` are not possible: it was trained with {most}"
             raise UsageError(what, f"--steps {min(max(self.steps, 1), most)}, or leave it at {stage.steps}")
-        if self.rule not in (stage.rule, *stage.rules):
+        if not _takes(stage, self.rule):
             allowed = ", ".join(dict.fromkeys((stage.rule, *stage.rules)))
             known = "" if self.rule in RULES else " (there is no such rule)"
             raise UsageError(
@@ -218,5 +218,10 @@ def _by_stage(name: str, value: T | Mapping[str, T] | None, meant: Sequence[str]
 
 def _where_known(rule: str, stages: Sequence[StageSpec]) -> dict[str, str]:
     """One rule for all stages that can be sampled with it; for none of them, the first one refuses it."""
-    takes = [stage.name for stage in stages if rule in (stage.rule, *stage.rules)]
+    takes = [stage.name for stage in stages if _takes(stage, rule)]
     return dict.fromkeys(takes or [stages[0].name], rule)
+
+
+def _takes(stage: StageSpec, rule: str) -> bool:
+    """Whether a stage can be sampled with a rule; ``plms`` is ``pndm`` without its Runge-Kutta start."""
+    return ("pndm" if rule == "plms" else rule) in (stage.rule, *stage.rules)

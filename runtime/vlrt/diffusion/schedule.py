@@ -79,6 +79,11 @@ class Schedule:
         return tuple(evaluation.timestep for evaluation in self.evaluations)
 
     @property
+    def whole(self) -> bool:
+        """Whether all timesteps are whole numbers."""
+        return all(t.is_integer() for t in self.timesteps)
+
+    @property
     def init_noise_sigma(self) -> float:
         """What normals are multiplied with to start from."""
         return self.native.init_noise_sigma

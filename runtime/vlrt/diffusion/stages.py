@@ -114,7 +114,7 @@ class StageRun:
         """Rules over noise levels may call the denoiser between two timesteps of the training."""
         taken = graph.input(self.stage.timestep_input).dtype
         if taken == "int64" and not self.schedule.whole:
-            what = f"`{self.schedule.rule}` calls `{self.stage.name}` between timesteps, and `{graph.file}` takes whole ones"
+            what = f"`{self.schedule.rule}` calls `{self.stage.name}` between timesteps; `{graph.file}` takes none"
             raise UsageError(what, f"--scheduler {self.stage.rule}")
 
     def _output_channels(self) -> int:
