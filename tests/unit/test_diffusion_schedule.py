@@ -148,7 +148,7 @@ def test_plms_is_pndm_without_its_start() -> None:
 
 
 def test_rules_over_noise_levels_stop_between_timesteps() -> None:
-    assert not Schedule(ScheduleSpec(spacing="linspace"), "euler", 10).whole
+    assert not Schedule(ScheduleSpec(spacing="linspace"), "euler", 12).whole
     assert Schedule(ScheduleSpec(spacing="leading"), "euler", 10).whole
     assert not Schedule(ScheduleSpec(spacing="leading", karras_sigmas=True), "euler", 10).whole
     assert Schedule(ScheduleSpec(spacing="linspace"), "dpm++2m", 10).whole
