@@ -83,6 +83,7 @@ class Report:
         throughput: photographs per second by batch size.
         peak_mb: largest resident memory of the measuring process, in 10^6 bytes.
         result: what the task gave, to show that it did its work.
+        versus, roofline: of `vlrt bench --vs` and of its page, as JSON values.
         stage_steps: latency of one step of every diffusion stage.
     """
 
@@ -101,6 +102,8 @@ class Report:
     options: dict[str, Any]
     machine: dict[str, str]
     versions: dict[str, str]
+    versus: dict[str, Any] | None = None
+    roofline: dict[str, Any] | None = None
     stage_steps: dict[str, Latency] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def bench(
     Raises:
         VlrtError: as `vlrt.load` does.
     """
-    image = _synthetic_jpeg() if photograph is None else photograph
+    image = synthetic_jpeg() if photograph is None else photograph
     _check(task, model, options, image)
     progress("whole processes")
     processes = _whole_processes(task, model, engine, options, image)
@@ -235,7 +238,8 @@ def _timed(command: Sequence[str], times: int) -> Iterator[float]:
             yield time.perf_counter() - started
 
 
-def _synthetic_jpeg() -> bytes:
+def synthetic_jpeg() -> bytes:
+    """A photograph of 640x480 that is always the same."""
     stream = io.BytesIO()
     synthetic_picture().resize((640, 480)).save(stream, format="JPEG", quality=90)
     return stream.getvalue()

@@ -30,6 +30,7 @@ class VersusOptions:
         batches, beams: what is measured: every batch with one beam, every number of beams with one photograph.
         rounds: runs of each side at each point, after one that is not counted.
         tokens: of a caption or answer, no more and no fewer.
+        steps: of a picture.
     """
 
     peers: tuple[str, ...]
@@ -38,13 +39,14 @@ class VersusOptions:
     beams: tuple[int, ...] = (1, 3, 5)
     rounds: int = 7
     tokens: int = 20
+    steps: int = 10
 
     def __post_init__(self) -> None:
         for peer in self.peers:
             if peer not in PEERS:
                 raise UsageError(f"there is no side `{peer}`", "one of " + ", ".join(PEERS))
-        if self.rounds < 1 or self.tokens < 1 or min((*self.batches, *self.beams), default=0) < 1:
-            raise UsageError("a comparison needs rounds, tokens, batches and beams above zero")
+        if min(self.rounds, self.tokens, self.steps) < 1 or min((*self.batches, *self.beams), default=0) < 1:
+            raise UsageError("a comparison needs rounds, tokens, steps, batches and beams above zero")
 
     def points(self, decodes: bool) -> list[Point]:
         """What is measured, each once."""

@@ -26,6 +26,7 @@ from vlrt.image import load, preprocess
 from vlrt.install_size import folder_size
 from vlrt.text import TextCodec
 
+_PROMPT = "a photograph of two dogs in the snow"
 _PAUSE = 0.05
 """Seconds between two sides: threads that spin for work must have gone to sleep before the next begins."""
 
@@ -89,14 +90,8 @@ def _job(
     task: str, bundle: Bundle, engine: EngineOptions, options: VersusOptions, photograph: bytes, folder: Path
 ) -> Job:
     described = bundle.manifest
-    if described.image is None:
-        raise UsageError(f"`{bundle.name}` reads no photographs", "compare `caption`, `answer` or `embed`")
-    rows = max(options.batches)
-    arrays: dict[str, Any] = {"pixels": np.repeat(preprocess([load(photograph)], described.image), rows, axis=0)}
-    if task == "answer" and described.answer and described.answer.question == "encoder":
-        asked = described.answer.template.replace("{}", QUESTION)
-        arrays["input_ids"] = np.repeat(TextCodec.open(bundle).encode([asked]), rows, axis=0)
-    np.savez(folder / "inputs.npz", **arrays)
+    arrays = {} if task == "generate" else _inputs(bundle, task, photograph, max(options.batches))
+    np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
     seed = described.source.revision.removeprefix("seed ")
     return Job(
         task=task,
@@ -109,10 +104,22 @@ def _job(
         threads=engine.thread_count,
         tokens=options.tokens,
         inputs=str(folder / "inputs.npz"),
-        prompt="",
-        steps=0,
+        prompt=_PROMPT if described.diffusion and described.diffusion.prompts else "",
+        steps=options.steps,
         prepared=str(folder),
     )
+
+
+def _inputs(bundle: Bundle, task: str, photograph: bytes, rows: int) -> dict[str, Any]:
+    """The photograph's pixels, and the question's ids where the model reads it by an encoder."""
+    described = bundle.manifest
+    if described.image is None:
+        raise UsageError(f"`{bundle.name}` reads no photographs", "compare `generate`")
+    arrays: dict[str, Any] = {"pixels": np.repeat(preprocess([load(photograph)], described.image), rows, axis=0)}
+    if task == "answer" and described.answer and described.answer.question == "encoder":
+        asked = described.answer.template.replace("{}", QUESTION)
+        arrays["input_ids"] = np.repeat(TextCodec.open(bundle).encode([asked]), rows, axis=0)
+    return arrays
 
 
 def _start(name: str, path: Path, job: Job) -> Worker:

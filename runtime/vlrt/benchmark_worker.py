@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlrt.benchmark_job import QUESTION, Job, Point, Runner, SkippedError, read_job, serve
+from vlrt.benchmark_job import QUESTION, Job, Point, Runner, SkippedError, picture_numbers, read_job, serve
 from vlrt.bundle import Bundle
 from vlrt.decode import generate
 from vlrt.embedding import DualEncoder
@@ -15,6 +15,7 @@ from vlrt.engines import EngineOptions
 from vlrt.image_decoder import ImageDecoder
 from vlrt.tasks.answer import Answerer
 from vlrt.tasks.caption import Captioner
+from vlrt.tasks.generate import Painter
 
 LIBRARIES = ("vlrt", "onnxruntime", "numpy", "Pillow", "tokenizers", "click", "PyYAML")
 
@@ -65,9 +66,27 @@ class Embedding:
         return [float(value) for value in found[encoder.spec.image_output][0]]
 
 
+class Painting:
+    """Pictures from a prompt or from noise, with every graph kept in memory."""
+
+    libraries: Sequence[str] = LIBRARIES
+
+    def __init__(self, job: Job, painter: Painter) -> None:
+        self.job, self.painter = job, painter
+        self.note = _note(painter.bundle, painter.spec.roles)
+
+    def run(self, point: Point) -> list[Any]:
+        """Evenly spaced numbers of the first picture, in −1 to 1."""
+        stages = {stage.name: min(self.job.steps, stage.schedule.train_steps) for stage in self.painter.spec.stages}
+        found = self.painter.batch(self.job.prompt, seed=0, count=point.batch, steps=stages)
+        return picture_numbers(found[0].pixels)
+
+
 def load(job: Job) -> Runner:
     """Opens the bundle for the job's task."""
     bundle, options = Bundle.open(Path(job.folder)), EngineOptions(job.device, job.threads)
+    if job.task == "generate":
+        return Painting(job, Painter(bundle, options, keep_loaded=True))
     if job.task == "embed":
         return Embedding(job, DualEncoder(bundle, options))
     if job.task in ("caption", "answer"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlrt.commands.bench_versus import beside_others, chosen_versus, print_versus, versus_options, write_page
 from vlrt.commands.options import model_options
 from vlrt.errors import ImageError, UsageError, VlrtError
 from vlrt.whole_file import write_whole
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 @click.option("--json", "target", is_flag=False, flag_value="-", help="Write the report as JSON to FILE, or print it.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the report as a picture.")
 @click.option("--profile", type=click.Path(file_okay=False, path_type=Path), help="Folder for the engine's profiles.")
+@versus_options
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one page, with a roofline.")
 def bench(
     task: str,
     model: str | None,
@@ -46,8 +49,10 @@ def bench(
     plot: Path | None,
     profile: Path | None,
     processes: int,
+    html: Path | None,
+    **beside: Any,
 ) -> None:
-    """Measure TASK: load, first result, stages, steps, throughput over batch, peak memory."""
+    """Measure TASK: load, first result, stages, steps, throughput over batch, peak memory; with --vs, beside others."""
     from vlrt.benchmark import DECODING, BenchOptions, bench
     from vlrt.engines import EngineOptions
 
@@ -66,12 +71,17 @@ def bench(
         decode=decode,
     )
     photograph = _read(image) if image else None
-    _check_targets(target, plot)
+    versus = chosen_versus(task, batches, num_beams, steps, beside)
+    _check_targets(target, plot, html)
     if profile is not None:
         _make_folder(profile)
     report = bench(task, model, EngineOptions(device, threads, profile), options, photograph, _say)
+    report = beside_others(report, model, EngineOptions(device, threads), photograph, versus, html is not None, _say)
     if target != "-":
         _print(report)
+        print_versus(report.versus)
+    if html is not None:
+        write_page([report.to_json()], html)
     if target is not None:
         _write_json(report.to_json(), target)
     if plot is not None:
@@ -80,14 +90,15 @@ def bench(
         save(_draw(report), plot)
 
 
-def _check_targets(target: str | None, plot: Path | None) -> None:
+def _check_targets(target: str | None, plot: Path | None, html: Path | None) -> None:
     """Finds out before minutes of measuring where the report could not be written after them."""
     if plot is not None:
         from vlrt.drawing import check_target
 
         check_target(plot)
-    if target is not None and target != "-" and not Path(target).parent.is_dir():
-        raise UsageError(f"the folder of `{target}` does not exist", "make it first")
+    for file in (target if target != "-" else None, html):
+        if file is not None and not Path(file).parent.is_dir():
+            raise UsageError(f"the folder of `{file}` does not exist", "make it first")
 
 
 def _make_folder(folder: Path) -> None:
