@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,6 +278,32 @@ def test_loops_are_used_again(rule: str) -> None:
     assert first is not None
     assert again is not None
     assert np.array_equal(first, again)
+
+
+def test_threads_share_a_schedule() -> None:
+    """Rules remember steps, of their own run only."""
+    schedule = Schedule(ScheduleSpec(), "pndm", 12)
+    starts = [Generator(seed).randn(SHAPE) for seed in range(6)]
+    alone = [sample(means, schedule, x) for x in starts]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda x: sample(means, schedule, x), starts))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together))
+
+
+def test_variances_learned_as_they_are() -> None:
+    """`learned`, not a share of a range: the model's second half is the variance itself."""
+    schedule = Schedule(ScheduleSpec(variance="learned", prediction="sample"), "ddpm", 2)
+
+    def fill(buffers: StepBuffers, index: int) -> None:
+        buffers.prediction[:, :3], buffers.prediction[:, 3:] = 0.5, 0.09
+
+    seen: list[Any] = []
+    hooks = Hooks(on_step=lambda done: seen.append(done.sample.copy()))
+    zero = np.zeros(SHAPE, np.float32)
+    sample(fill, schedule, zero, output_channels=6, generators=[Generator(4)], hooks=hooks)
+    signal = noise_schedule(schedule.spec).alphas_cumprod.astype(np.float64)
+    weight = math.sqrt(signal[0]) * (1 - signal[500] / signal[0]) / (1 - signal[500])
+    assert seen[0] == pytest.approx(weight * 0.5 + 0.3 * Generator(4).randn(SHAPE), abs=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -164,7 +164,7 @@ class Loop:
         }
         try:
             done = self._native.run(
-                rule=schedule.native,
+                rule=schedule.walk(),
                 options=_native_options(options, start, known),
                 generators=[generator.native for generator in generators],
                 predict=lambda part, rows, index: step(self.buffers(parts[part]), index),

@@ -59,6 +59,8 @@ class Schedule:
             makes one section of all (``sections``) or the ``leading`` spacing (``explicit``).
         eta: noise of DDIM, 0 to 1.
 
+    `init_noise_sigma` is what normals are multiplied with to start from, `order` the evaluations of a whole step.
+
     Raises:
         UsageError: a rule, or a number of steps, that the schedule cannot be walked with.
     """
@@ -66,12 +68,19 @@ class Schedule:
     def __init__(self, spec: ScheduleSpec, rule: str, steps: int, eta: float = 0.0) -> None:
         self.spec = spec
         self.rule = rule
+        self.steps = steps
         try:
-            self.native = _C.UpdateRule(noise_schedule(spec), _update_options(spec, rule, steps, eta))
+            self._options = _update_options(spec, rule, steps, eta)
+            native = self.walk()
         except ValueError as error:
             raise UsageError(f"`{rule}` with {steps} steps: {error}") from None
-        self.steps = steps
-        self.evaluations = tuple(Evaluation(*found) for found in self.native.evaluations)
+        self.order = native.order
+        self.init_noise_sigma = native.init_noise_sigma
+        self.evaluations = tuple(Evaluation(*found) for found in native.evaluations)
+
+    def walk(self) -> _C.UpdateRule:
+        """The rule for one run; it remembers steps, so each run has its own and threads may share the schedule."""
+        return _C.UpdateRule(noise_schedule(self.spec), self._options)
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -82,11 +91,6 @@ class Schedule:
     def whole(self) -> bool:
         """Whether all timesteps are whole numbers."""
         return all(t.is_integer() for t in self.timesteps)
-
-    @property
-    def init_noise_sigma(self) -> float:
-        """What normals are multiplied with to start from."""
-        return self.native.init_noise_sigma
 
     def start(self, strength: float) -> int:
         """The first evaluation for a picture that is changed by `strength`, above 0 to 1.
@@ -101,7 +105,7 @@ class Schedule:
             needed = 1 / self.steps
             what = f"a strength of {strength:g} leaves none of {self.steps} steps"
             raise UsageError(what, f"a strength of {needed:.2g} or more, or more steps")
-        return (self.steps - walked) * self.native.order
+        return (self.steps - walked) * self.order
 
     def add_noise(self, sample: FloatArray, noise: FloatArray, index: int) -> FloatArray:
         """A clean sample with the noise that evaluation `index` expects."""
