@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from vlrt.errors import VlrtError
+from vlrt_export.diffusers_folder import Component
 from vlrt_export.modules.prior import Prior, PriorSizes
-from vlrt_export.weight_layout import Layout, Part, build, check_surplus, linear, names_of, same
+from vlrt_export.weight_layout import Layout, Part, linear, same
 
 _SERVED: dict[str, tuple[Any, ...]] = {
     "added_emb_type": ("prd",),
@@ -25,16 +24,14 @@ _SERVED: dict[str, tuple[Any, ...]] = {
 """Settings of `PriorTransformer` under which our module equals it."""
 
 
-def load_prior(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Prior:
+def load_prior(component: Component) -> Prior:
     """Builds a prior with the weights of diffusers' ``PriorTransformer``.
 
     Raises:
         VlrtError: a setting that unCLIP's prior does not have, or weights that do not fit.
     """
-    sizes = prior_sizes(config)
-    layout = prior_layout(sizes)
-    check_surplus(tensors, names_of(layout), "", where)
-    return build(lambda: Prior(sizes), layout, tensors, where)
+    sizes = prior_sizes(component.config)
+    return component.build(lambda: Prior(sizes), prior_layout(sizes))
 
 
 def prior_sizes(config: Mapping[str, Any]) -> PriorSizes:
