@@ -147,6 +147,7 @@ def test_cancelling_leaves_nothing(painter: Painter) -> None:
     with pytest.raises(CancelledError, match="stopped in the stage `latents`"):
         painter("a dog", seed=1, should_cancel=lambda: asked.append(1) or len(asked) > 3)
     assert len(asked) == 4
+    assert not painter.cascade.sessions._loading
 
 
 def test_nan_names_stage_and_step(tiny_diffusion: ModuleType, tmp_path: Path) -> None:

@@ -108,7 +108,8 @@ class StepProgress:
         now = time.monotonic()
         started = self._started.setdefault((step.stage, step.picture), now)
         seconds = (now - started) / (step.step - 1) if step.step > 1 else 0.0
-        pace = f", {seconds:.2f} s a step" if seconds else ""
+        left = round(seconds * (step.steps - step.step))
+        pace = f", {seconds:.2f} s a step, {left // 60}:{left % 60:02} left" if seconds else ""
         which = f"picture {step.picture + 1}/{step.pictures}, " if step.pictures > 1 else ""
         line = f"{which}{step.stage}: step {step.step}/{step.steps}{pace}"
         click.echo(f"{line:<60}\r" if self._live else line, err=True, nl=not self._live)

@@ -120,14 +120,8 @@ class Cascade:
         for stage in stages:
             started = time.perf_counter()
             task = StageTask(choices.stages[stage.name], job.shapes[stage.name], job.source, request, hooks)
-            run = StageRun(task, self.sessions)
-            samples = [run(known[i], generators[i], (i, request.count)) for i in range(request.count)]
-            passes.add(run.options.two_passes)
-            # The denoiser makes room for the graphs that turn its samples into pictures.
-            self.release(run.roles)
-            known = [run.finish(*found) for found in samples]
-            del run, samples
-            self.release(stage.finish)
+            known, two_passes = self._run(task, known, generators)
+            passes.add(two_passes)
             timings[stage.name] = time.perf_counter() - started
         finished = [self._finished(job, stages[-1], found) for found in known]
         parameters = self._parameters(job, choices)
@@ -137,6 +131,20 @@ class Cascade:
             Painting(to_picture(picture), {**parameters, "seed": seed}, timings)
             for picture, seed in zip(finished, seeds)
         ]
+
+    def _run(
+        self, task: StageTask, known: Sequence[Known], generators: Sequence[Generator]
+    ) -> tuple[list[Known], bool]:
+        """One stage for all pictures, and whether its rows were evaluated in two passes."""
+        stage = task.choice.stage
+        try:
+            run = StageRun(task, self.sessions)
+            samples = [run(before, drawn, (i, len(known))) for i, (before, drawn) in enumerate(zip(known, generators))]
+            # The denoiser makes room for the graphs that turn its samples into pictures.
+            self.release(run.roles)
+            return [run.finish(*found) for found in samples], run.options.two_passes
+        finally:
+            self.release(stage.roles)
 
     def _finished(self, job: Job, last: StageSpec, known: Known) -> Array:
         """The picture [3, H, W] that the last stage gives."""
