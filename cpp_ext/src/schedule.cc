@@ -175,8 +175,11 @@ std::vector<double> spaced_real_timesteps(Spacing spacing, std::size_t train_ste
     } else if (spacing == Spacing::kLeading) {
       timesteps[i] = from_last * static_cast<double>(train_steps / steps) + static_cast<double>(offset);
     } else {
-      // `numpy.arange(trained, 0, -step)`: start + i * step.
-      timesteps[i] = std::nearbyint(trained - static_cast<double>(i) * (trained / count)) - 1.0;
+      // As `numpy.arange(trained, 0, -stride)`, whose stride is the difference of its first two values: at
+      // some numbers of steps values lie half-way, and the last digit decides. (At others it gives a value
+      // more, of no timestep; that one is left out.)
+      const double stride = trained - (trained - trained / count);
+      timesteps[i] = std::nearbyint(trained - static_cast<double>(i) * stride) - 1.0;
     }
   }
   if (spacing == Spacing::kLinspace && steps > 1) timesteps.front() = trained - 1;

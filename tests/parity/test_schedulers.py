@@ -351,6 +351,23 @@ def test_partly_noised_pictures_start_later(name: str, config: dict[str, Any], r
     assert np.abs(schedule.add_noise(x, noise, start) - noised.numpy()).max() < 5e-6
 
 
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("DDIMScheduler", "ddim"), ("EulerDiscreteScheduler", "euler"), ("DPMSolverMultistepScheduler", "dpm++2m")],
+)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_timesteps_of_any_number_of_steps(name: str, rule: str, spacing: Any) -> None:
+    """At some numbers the trailing spacing lies half-way between timesteps, and the last digit of a stride decides."""
+    scheduler = getattr(diffusers, name)(timestep_spacing=spacing)
+    for steps in (*range(1, 110, 3), 48, 61, 96, 333, 998, 999):
+        scheduler.set_timesteps(steps)
+        # At 61 and 103 among others diffusers' trailing spacing visits a timestep -1 besides, which is none.
+        expected = [float(t) for t in scheduler.timesteps if t >= 0]
+        assert Schedule(ScheduleSpec(spacing=spacing), rule, steps).timesteps == pytest.approx(expected, abs=1e-3), (
+            steps
+        )
+
+
 def test_listed_timesteps() -> None:
     timesteps = (951, 820, 700, 512, 401, 222, 100, 17, 3, 0)
     scheduler = diffusers.DDPMScheduler(**COSINE)
