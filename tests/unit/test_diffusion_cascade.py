@@ -6,6 +6,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,6 +93,14 @@ def test_keeping_loaded_changes_nothing(latent_bundle: Path, painter: Painter) -
     assert far(kept("a dog", seed=1), painter("a dog", seed=1)) == 0
     assert set(kept.cascade.sessions._loading) >= {"unet", "latent_decoder"}
     assert not painter.cascade.sessions._loading
+
+
+@pytest.mark.parametrize("keep_loaded", [True, False])
+def test_threads_may_share_a_painter(latent_bundle: Path, painter: Painter, keep_loaded: bool) -> None:
+    shared = load("generate", latent_bundle, keep_loaded=keep_loaded, threads=1)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: shared("a dog", seed=seed), range(8)))
+    assert all(far(one, painter("a dog", seed=seed)) == 0 for seed, one in enumerate(found))
 
 
 def test_stages_are_loaded_one_after_the_other(cascade_bundle: Path) -> None:

@@ -61,8 +61,11 @@ class Sessions:
 
     def get(self, role: str) -> Session:
         """The loaded session of `role`."""
-        self.prepare([role])
-        return self._loading[role].result()
+        while True:
+            self.prepare([role])
+            loading = self._loading.get(role)
+            if loading is not None:  # else another thread has released it in between
+                return loading.result()
 
     def release(self, roles: Iterable[str]) -> None:
         """Forgets the sessions of `roles`; their memory goes back once nothing else holds them."""
