@@ -19,11 +19,11 @@ from vlrt.commands.lazy import LazyGroup
 from vlrt.errors import VlrtError, VlrtWarning
 
 COMMANDS = {
-    "run": ("vlrt.commands.run:run", "Caption, match, search, classify or embed photographs."),
+    "run": ("vlrt.commands.run:run", "Caption, answer, match, search, classify, embed; paint."),
     "chat": ("vlrt.commands.chat:chat", "Ask one photograph question after question."),
     "models": ("vlrt.commands.models:models", "List the models we know and which are here."),
     "info": ("vlrt.commands.info:info", "Show versions, engines and devices; name what is wrong."),
-    "inspect": ("vlrt.commands.inspect:inspect", "Show what a bundle holds, and its parity certificate."),
+    "inspect": ("vlrt.commands.inspect:inspect", "Show what a bundle holds, or how a picture was made."),
     "verify": ("vlrt.commands.verify:verify", "Check a bundle's files and compute its goldens again."),
     "bench": ("vlrt.commands.bench:bench", "Measure a task: latency, throughput, memory."),
     "export": ("vlrt_export.command:export", "Trace a model to a bundle and prove it against torch."),

@@ -14,7 +14,7 @@ from vlrt.errors import one_line
 from vlrt.manifest import Manifest, TensorSpec
 
 
-@click.command(short_help="Show what a bundle holds, and its parity certificate.")
+@click.command(short_help="Show what a bundle holds, or how a picture was made.")
 @click.argument("bundle")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest, or the parameters, as JSON.")
 def inspect(bundle: str, as_json: bool) -> None:

@@ -26,5 +26,5 @@ run = LazyGroup(
         "upscale": ("vlrt.commands.run_upscale:upscale", "Enlarge a photograph by painting its details."),
     },
     name="run",
-    help="Run a task on photographs.",
+    help="Run a task on photographs, or paint pictures.",
 )
