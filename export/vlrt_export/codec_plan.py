@@ -6,7 +6,7 @@ from vlrt.manifest import Source
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.codec_checks import codec_checks
 from vlrt_export.graph import Plan
-from vlrt_export.image_codec import TASKS, ImageCodec
+from vlrt_export.image_codec import ImageCodec
 from vlrt_export.request import Request
 
 _RANDOM = "random weights: for latency work only"
@@ -21,7 +21,7 @@ def codec_plan(request: Request, codec: ImageCodec, card: str) -> Plan:
     return Plan(
         name=request.name,
         family=request.entry.family,
-        tasks=TASKS if codec.tokenizer else ("detokenize",),
+        tasks=codec.tasks,
         graphs=codec.graphs(request.tolerance("graph", 1e-4)),
         source=codec_source(request, codec.checkpoint),
         codec=codec.spec(),

@@ -14,9 +14,9 @@ from torch import Tensor
 from vlrt.bundle import Bundle
 from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.engines import Sessions
-from vlrt.manifest import Measurement
+from vlrt.manifest import DecodeSpec, Measurement
 from vlrt.text import TextCodec
-from vlrt_export.dalle_mini_checkpoint import PAD, START, DalleMini
+from vlrt_export.dalle_mini_checkpoint import PAD, DalleMini
 from vlrt_export.graph import Check
 from vlrt_export.modules.attention_kv import join_heads, split_heads
 
@@ -92,10 +92,10 @@ def reference_checks(model: DalleMini, tolerance: Callable[[str, float], float])
         bundle = Bundle.open(folder)
         codes, (wrong, ties) = draw_greedily(bundle), (0, 0)
         ids, found = _conditions(bundle)
-        states = torch.from_numpy(found["text_states"])
+        states, start = torch.from_numpy(found["text_states"]), _decoder(bundle).start_ids
         for image, drawn in enumerate(codes):
             pair = [image, len(ids) - 1]
-            said = torch.tensor([[START, *drawn[:-1]]] * 2)
+            said = torch.tensor([[*start, *drawn[:-1]]] * 2)
             with torch.no_grad():
                 logits = plain_logits(weights[1], said, states[pair], torch.from_numpy(ids[pair]), heads)
             guided = logits[1] + _GUIDANCE * (logits[0] - logits[1])
@@ -111,9 +111,7 @@ def reference_checks(model: DalleMini, tolerance: Callable[[str, float], float])
 
 def draw_greedily(bundle: Bundle, steps: int = _STEPS) -> list[list[int]]:
     """The first likeliest codes of each of `PROMPTS`, guided, by the bundle's own loop."""
-    sessions, spec = Sessions(bundle), bundle.manifest.decode
-    if spec is None:
-        raise ValueError(f"`{bundle.name}` decodes nothing")
+    sessions, spec = Sessions(bundle), _decoder(bundle)
     _, found = _conditions(bundle)
     options = DecodeOptions(max_new_tokens=steps, guidance_scale=_GUIDANCE)
     count = len(PROMPTS)
@@ -123,11 +121,15 @@ def draw_greedily(bundle: Bundle, steps: int = _STEPS) -> list[list[int]]:
     return [[int(code) for code in hypotheses[0].tokens] for hypotheses in drawn]
 
 
+def _decoder(bundle: Bundle) -> DecodeSpec:
+    if bundle.manifest.decode is None:
+        raise ValueError(f"`{bundle.name}` decodes nothing")
+    return bundle.manifest.decode
+
+
 def _conditions(bundle: Bundle) -> tuple[Any, dict[str, Any]]:
     """Ids of the prompts and of none, and what the bundle's chain makes of them."""
-    codec, spec = TextCodec.open(bundle), bundle.manifest.decode
-    if spec is None:
-        raise ValueError(f"`{bundle.name}` decodes nothing")
+    codec, spec = TextCodec.open(bundle), _decoder(bundle)
     ids = codec.pad([codec.prompt_row(text) for text in (*PROMPTS, "")])
     return ids, Sessions(bundle).run_chain(spec.chain, {codec.spec.input: ids})
 

@@ -52,6 +52,11 @@ class ImageCodec:
         """Number of codes."""
         return self.detokenizer.codebook.shape[0]
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What a bundle with this codec serves by it."""
+        return TASKS if self.tokenizer else ("detokenize",)
+
     def spec(self, grid: tuple[int, int] | None = None) -> CodecSpec:
         """The manifest's section.
 

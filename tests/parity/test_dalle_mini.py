@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vlrt.bundle import Bundle
 from vlrt.codec import PictureCodec
 from vlrt.decode import DecodeOptions, StepModel, generate
+from vlrt.draw_request import DrawRequest
 from vlrt.engines import Sessions
 from vlrt.errors import VlrtError
 from vlrt.tasks.detokenize import Detokenizer
@@ -182,6 +184,23 @@ def test_candidates_of_one_prompt_are_the_reference_s_pictures(bundle: Bundle, s
     for place, painting in zip(order, painted):
         np.testing.assert_array_equal(np.asarray(painting.picture), np.asarray(expected[place]))
     assert [step.step for step in rows][:3] == [1, 2, 3]
+
+
+def test_random_weights_draw_and_complete_photographs(tmp_path: Path) -> None:
+    """Of other sizes, with a codec that also reads pictures."""
+    sizes = {"width": 16, "layers": 1, "heads": 1, "inner": 24, "vocabulary": 90, "codes": 48}
+    codec = {"channels": [32], "blocks": 1, "attended": [], "latent": 4, "width": 4, "side": 16}
+    options = {"sizes": sizes, "codec_sizes": codec}
+    plan = family.build(Request("random", Entry("dalle-mini", (), ""), random=True, options=options))
+    write_bundle(plan, tmp_path / "random")
+    drawer = Drawer(Bundle.open(tmp_path / "random"))
+    photograph = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    kept = drawer.codec.encode([Image.fromarray(photograph)])[0, :4]
+    np.testing.assert_array_equal(drawer.begun(DrawRequest(seed=2, complete=photograph, rows=4)), kept)
+    painted = drawer("a fox", complete=photograph, rows=4, seed=2, guidance=1.5)
+    assert painted.picture.size == (16, 16)
+    assert np.asarray(painted.picture).std() > 0
+    assert "tokenize" in plan.tasks
 
 
 def test_photographs_cannot_be_completed_without_a_tokenizer(bundle: Bundle) -> None:

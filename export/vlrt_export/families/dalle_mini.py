@@ -69,7 +69,7 @@ def _plan(request: Request, model: DalleMini, tokenizer: Tokenizer, codec: Image
     return Plan(
         name=request.name,
         family="dalle-mini",
-        tasks=("generate", "detokenize"),
+        tasks=("generate", *codec.tasks),
         graphs=[
             _encoder_graph(model, tolerance),
             kv_graphs.memory_graph(model.decoder, memory, tolerance),
