@@ -197,7 +197,8 @@ def _overlaid(sizes: Sizes, config: Mapping[str, Any], section: str) -> Sizes:
         what = f"`{section}` of GLIDE's configuration has unknown sizes, known are {', '.join(sorted(names))}"
         raise VlrtError(what, f"correct `{CONFIG}`")
     try:
-        return replace(sizes, **{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        return replace(sizes, **values)
     except (ValueError, TypeError) as error:
         raise VlrtError(f"`{section}` of GLIDE's configuration: {error}", f"correct `{CONFIG}`") from None
 

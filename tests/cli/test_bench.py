@@ -40,6 +40,17 @@ def test_captioning(bench: Run, photographs: Path, tmp_path: Path) -> None:
         assert min(drawn.size) > 100
 
 
+def test_answering(command: Run, tiny_copy: Path) -> None:
+    described = json.loads((tiny_copy / "manifest.json").read_text("utf-8"))
+    described |= {"tasks": ["caption", "answer"], "answer": {"question": "prompt", "template": "the {} on"}}
+    (tiny_copy / "manifest.json").write_text(json.dumps(described), "utf-8")
+    report = json.loads(command("bench", "answer", *QUICK, "--beams", 2, "--json", "--model", tiny_copy).out)
+    assert set(report["stages"]) == {"read", "encode", "decode", "all"}
+    assert report["step"]["p50"] > 0
+    assert report["options"]["num_beams"] == 2
+    assert report["result"]
+
+
 @pytest.mark.parametrize("task", ["match", "search", "classify", "embed"])
 def test_tasks_of_the_dual_encoder(bench: Run, task: str) -> None:
     report = json.loads(bench(task, *QUICK, "--json").out)

@@ -245,7 +245,8 @@ class NoisedClipImage(nn.Module):
         """Gradient [N, 3, H, W] with respect to the picture from that of the tokens."""
         deviations = torch.tensor(_DEVIATIONS)[:, None, None]
         side = math.isqrt(self.w_pos.shape[0] - 1)
-        patches = gradient[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        rows, _, width = gradient.shape
+        patches = gradient[:, 1:].transpose(1, 2).reshape(rows, width, side, side)
         return F.conv_transpose2d(patches, self.patch_proj, stride=self.patch) * 127.5 / deviations
 
     @property
@@ -287,6 +288,6 @@ def unit(x: Tensor) -> Tensor:
 
 
 def _unit_backward(x: Tensor, gradient: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    along = (x * gradient).sum(-1, keepdim=True) / (length + _EPSILON)
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    along: Tensor = (x * gradient).sum(-1, keepdim=True) / (length + _EPSILON)
     return (gradient - x * along / length) / (length + _EPSILON)

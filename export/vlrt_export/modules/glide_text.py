@@ -25,7 +25,7 @@ class TextAttention(nn.Module):
         rows, length, width = x.shape
         size = width // self.heads
         joined = self.c_qkv(x).reshape(rows, length, self.heads, 3 * size).transpose(1, 2)
-        query, key, value = joined.split(size, dim=-1)
+        query, key, value = joined.chunk(3, dim=-1)
         weights = ((query * (1 / math.sqrt(size))) @ key.transpose(2, 3)).softmax(-1)
         return cast(Tensor, self.c_proj((weights @ value).transpose(1, 2).reshape(rows, length, width)))
 

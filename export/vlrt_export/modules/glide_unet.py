@@ -123,8 +123,8 @@ class Attention(nn.Module):
         rows, channels, height, width = x.shape
         heads = channels // self.size
         joined = self.qkv(self.norm(x).reshape(rows, channels, height * width))
-        query, key, value = joined.reshape(rows, heads, 3 * self.size, height * width).split(self.size, dim=2)
-        text_key, text_value = memory.reshape(rows, heads, 2 * self.size, memory.shape[2]).split(self.size, dim=2)
+        query, key, value = joined.reshape(rows, heads, 3 * self.size, height * width).chunk(3, dim=2)
+        text_key, text_value = memory.reshape(rows, heads, 2 * self.size, memory.shape[2]).chunk(2, dim=2)
         key, value = torch.cat([text_key, key], dim=3), torch.cat([text_value, value], dim=3)
         weights = ((query * (1 / math.sqrt(self.size))).transpose(2, 3) @ key).softmax(-1)
         mixed = (value @ weights.transpose(2, 3)).reshape(rows, channels, height * width)
