@@ -339,3 +339,22 @@ def test_options_by_stage(cascade_bundle: Path) -> None:
     assert found.parameters["steps"] == {"prior": 4, "decoder": 2, "upsampler": 3}
     assert found.parameters["guidance"] == {"prior": 4.0, "decoder": 4.0, "upsampler": 1.0}
     assert found.parameters["scheduler"] == {"prior": "unclip", "decoder": "ddim", "upsampler": "ddim"}
+
+
+@pytest.mark.parametrize(("times", "passes"), [(2.9, [1, 1]), (3.1, [2]), (None, [2])])
+def test_short_memory_asks_for_two_passes(
+    latent_bundle: Path,
+    painter: Painter,
+    rows: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    times: Any,
+    passes: list[int],
+) -> None:
+    weights = (latent_bundle / "unet.onnx").stat().st_size
+    monkeypatch.setattr("vlrt.diffusion.stages.available", lambda: None if times is None else int(times * weights))
+    found = painter("a dog", seed=1)
+    assert rows == passes
+    assert found.parameters.get("two_pass", False) == (len(passes) == 2)
+    rows.clear()
+    painter("a dog", seed=1, two_pass=False)
+    assert rows == [2]

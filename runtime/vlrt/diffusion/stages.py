@@ -28,6 +28,10 @@ from vlrt.manifest import GraphSpec
 Array = NDArray[np.float32]
 
 
+_SHORT = 3
+"""Memory is short below so many times the denoiser's weights: they, an engine's copy of them, and activations."""
+
+
 @dataclass(frozen=True)
 class StageTask:
     """What one stage does for all pictures of a request.
@@ -65,9 +69,9 @@ class StageRun:
         self.stage: StageSpec = task.choice.stage
         self.guided = task.choice.guided
         self.schedule = Schedule(self.stage.schedule, task.choice.rule, task.choice.steps, task.request.eta)
+        self.options = self._options()
         sessions.prepare(self.roles)
         self.loop = Loop(1, task.shape, self._output_channels())
-        self.options = self._options()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -139,13 +143,13 @@ class StageRun:
         )
 
     def _two_passes(self) -> bool:
-        """As asked, else where less memory is free than the denoiser's weights take: what a step needs is not known."""
+        """As asked, else where memory is short; what a step needs of it is not known before."""
         if self.task.request.two_pass is not None:
             return self.task.request.two_pass
         described = self.sessions.bundle.manifest
         graph, free = described.graphs[self.stage.denoiser], available()
         weights = sum(described.files[name].bytes for name in (graph.file, *graph.external))
-        return free is not None and free < weights
+        return free is not None and free < _SHORT * weights
 
     def _begin(self, known: Known, generator: Generator) -> _Beginning:
         """Draws in the order of the references: the low resolution's noise, photograph's latents, first noise."""
