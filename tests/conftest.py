@@ -85,6 +85,12 @@ def seeded() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def dalle_models() -> ModuleType:
+    """The module with DALL-E's golden models; see `dalle_models.py`."""
+    return _load_beside("dalle_models")
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle_folder(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle of five graphs with random weights that captions, matches and searches. Do not change it."""
     folder = tmp_path_factory.mktemp("bundles") / "tiny"

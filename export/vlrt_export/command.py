@@ -38,6 +38,7 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 )
 @click.option("--tokenizer", type=click.Path(), help="Tokenizer file or folder, where the checkpoint has none.")
 @click.option("--clip", metavar="CHECKPOINT", help="Of ClipCap: the CLIP whose image tower it was trained on.")
+@click.option("--codec", metavar="CHECKPOINT", help="Of DALL-E: the codec that paints what it draws.")
 @click.option("--activation", help="Of a CLIP state dict in OpenAI's layout: quick_gelu (the original's) or gelu.")
 @click.option("--position", type=click.Choice(["end", "middle", "front"]), help="Of clip-prompts: the label's place.")
 @click.option("--labels-file", type=click.Path(path_type=Path), help="Of clip-prompts: labels in training order.")

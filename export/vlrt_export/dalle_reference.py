@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlrt.attention_patterns import PatternSpec
-from vlrt_export.modules.attention_kv import split_heads
+from vlrt_export.modules.attention_kv import join_heads, split_heads
 from vlrt_export.modules.dalle import Dalle, DalleSizes, DalleText
 
 
@@ -43,7 +43,8 @@ def plain_logits(text: DalleText, dalle: Dalle, ids: Tensor, codes: Tensor) -> T
     out = _norm(sizes, weights, "final_norm", out) if sizes.final_norm else out
     out = out / out.amax(-1, keepdim=True) if sizes.divided else out
     out = _norm(sizes, weights, "norm", out[:, sizes.positions - 1 :])
-    return torch.addmm(weights["logits.bias"], out.flatten(0, 1), weights["logits.weight"]).unflatten(0, out.shape[:2])
+    logits = torch.addmm(weights["logits.bias"], out.flatten(0, 1), weights["logits.weight"])
+    return logits.reshape(len(ids), -1, sizes.codebook)
 
 
 def _text_states(sizes: DalleSizes, weights: dict[str, Tensor], ids: Tensor) -> Tensor:
@@ -91,8 +92,8 @@ def _attention(sizes: DalleSizes, weights: dict[str, Tensor], here: str, x: Tens
     if sizes.rotary:
         q, k, v = (_turned(part, weights["cosines"], weights["sines"]) for part in (q, k, v))
     scores = (q @ k.transpose(2, 3)) * sizes.head_width**-0.5
-    mixed = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
-    return mixed.transpose(1, 2).flatten(2) @ weights[f"{here}project.weight"] + weights[f"{here}project.bias"]
+    mixed = join_heads(scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v)
+    return torch.matmul(mixed, weights[f"{here}project.weight"]) + weights[f"{here}project.bias"]
 
 
 def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

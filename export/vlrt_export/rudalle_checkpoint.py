@@ -67,7 +67,7 @@ def load_rudalle(checkpoint: Checkpoint, options: Mapping[str, Any]) -> DalleMod
 def _sizes(tensors: Mapping[str, Tensor], options: Mapping[str, Any], where: str) -> DalleSizes:
     version = str(options.get("version") or "v3")
     if version not in ("v2", "v3"):
-        raise VlrtError(f"there is no version `{version}` of ru-dalle", "`--version v3` or `--version v2`")
+        raise VlrtError(f"there is no version `{version}` of ru-dalle", "correct models.yaml: `v3` or `v2`")
     try:
         words, width = tensors[_WORDS].shape
         text = len(tensors[_PLACES]) - 1

@@ -15,6 +15,7 @@ _DEEPEST = 64
 _MOST_VALUES = 1_000_000
 _WRAPPING_KEYS = ("state_dict", "model_state_dict", "model")
 _PARALLEL = {"DataParallel", "DistributedDataParallel"}
+_PLAIN_DEPTH, _MOST_PARTS = 4, 1000
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -39,15 +40,17 @@ def named_tensors(file: TorchFile) -> dict[str, Tensor]:
 
 
 def plain_values(file: TorchFile) -> dict[str, Any]:
-    """Text, numbers and flat lists of them that lie beside the weights in the outermost dictionary, e.g. ``epoch``."""
+    """Text, numbers, and lists and dictionaries of them beside the weights in the outermost dictionary: ``epoch``, …"""
     if not isinstance(file.value, dict):
         return {}
-    return {
-        key: item
-        for key, item in file.value.items()
-        if isinstance(key, str)
-        and (isinstance(item, _PLAIN) or (isinstance(item, list) and all(isinstance(part, _PLAIN) for part in item)))
-    }
+    return {key: item for key, item in file.value.items() if isinstance(key, str) and _is_plain(item, _PLAIN_DEPTH)}
+
+
+def _is_plain(item: Any, depth: int) -> bool:
+    if isinstance(item, (dict, list, tuple)) and depth:
+        parts = [*item, *item.values()] if isinstance(item, dict) else item
+        return len(parts) <= _MOST_PARTS and all(_is_plain(part, depth - 1) for part in parts)
+    return isinstance(item, _PLAIN)
 
 
 def _unwrapped(file: TorchFile) -> Any:
