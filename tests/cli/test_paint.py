@@ -60,7 +60,7 @@ REPEATED = (
     ("cascade", "generate", ["a dog", "--steps", "prior=3,decoder=2", "--scheduler", "decoder=ddim"]),
     ("cascade", "variations", ["photo.png", "--from", "a dog", "--to", "the cat", "--theta", "0.4"]),
     ("cascade", "variations", ["photo.png", "--from", "a dog", "--to", "the cat", "--theta", "0"]),
-    ("latent", "generate", ["a dog", "--whole", "--width", "40", "--height", "40"]),
+    ("latent", "generate", ["a dog", "--whole", "--one-pass", "--width", "40", "--height", "40"]),
     ("classes", "generate", ["--label", "0"]),
     ("cascade", "interpolate", ["photo.png", "other.png", "--frames", "3", "--prompt", "a dog"]),
     ("cascade", "upscale", ["photo.png"]),
@@ -212,6 +212,7 @@ def test_bad_photographs(command: Run, place: Path, latent_bundle: Path) -> None
 
 def test_pictures_that_do_not_say(command: Run, place: Path) -> None:
     command("inspect", "photo.png").failed(1, "does not say how it was made")
+    command("inspect", "absent.png").failed(1, "`absent.png` does not exist")
     Path("text.png").write_text("no picture", "utf-8")
     command("inspect", "text.png").failed(1, "not a PNG")
 

@@ -22,7 +22,7 @@ def inspect(bundle: str, as_json: bool) -> None:
 
     Of a PNG that `vlrt run` painted: how it was made, and the command that makes it again.
     """
-    if Path(bundle).is_file():
+    if Path(bundle).is_file() or Path(bundle).suffix.lower() == ".png":
         _picture(Path(bundle), as_json)
         return
     opened = Bundle.open(zoo.find(bundle))

@@ -125,8 +125,8 @@ class Cascade:
             timings[stage.name] = time.perf_counter() - started
         finished = [self._finished(job, stages[-1], found) for found in known]
         parameters = self._parameters(job, choices)
-        if True in passes:
-            parameters["two_pass"] = True
+        if request.two_pass is not None or True in passes:
+            parameters["two_pass"] = True in passes
         return [
             Painting(to_picture(picture), {**parameters, "seed": seed}, timings)
             for picture, seed in zip(finished, seeds)
