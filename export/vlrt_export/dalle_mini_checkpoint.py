@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,19 @@ def open_files(source: str | Path, suffix: str = "") -> Files:
     Raises:
         VlrtError: a part is missing or damaged.
     """
-    folder = Path(source).expanduser()
+    folder, snapshot = Path(source).expanduser(), None
     if not folder.is_dir():
         if not hub.is_hub_id(str(source)) or folder.exists():
             what = f"`{source}` is no folder with encoder.pt and decoder.pt"
             raise VlrtError(what, "give min-dalle's folder, or a hub id")
-        names = (f"*{suffix}.pt", "detoker.pt", f"vocab{suffix}.json", f"merges{suffix}.txt")
-        folder = hub.fetch(str(source), patterns=names, weights=False).folder
+        stems = {"encoder": "pt", "decoder": "pt", "vocab": "json", "merges": "txt"}
+        names = (*(f"{stem}{suffix}.{ending}" for stem, ending in stems.items()), "detoker.pt")
+        snapshot = hub.fetch(str(source), patterns=names, weights=False)
+        folder = snapshot.folder
     found = suffix if (folder / f"encoder{suffix}.pt").is_file() else ""
     halves = [open_checkpoint(folder, weights=f"{half}{found}.pt") for half in ("encoder", "decoder")]
+    if snapshot is not None:
+        halves = [replace(half, origin=snapshot.name, commit=snapshot.commit) for half in halves]
     near = (folder / "detoker.pt", folder.resolve().parent / "vqgan" / "detoker.pt")
     return Files(halves[0], halves[1], next((path for path in near if path.is_file()), None), found)
 

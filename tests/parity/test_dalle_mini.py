@@ -32,6 +32,7 @@ from vlrt_export.dalle_mini_checkpoint import START, load_dalle_mini, open_files
 from vlrt_export.dalle_mini_reference import plain_ids, plain_states
 from vlrt_export.dalle_mini_tokenizer import make_tokenizer
 from vlrt_export.families import dalle_mini as family
+from vlrt_export.hub import Snapshot
 from vlrt_export.request import Request
 from vlrt_export.vqgan_checkpoint import load_vqgan, random_vqgan
 
@@ -84,6 +85,24 @@ def bundle(folder: Path) -> Bundle:
     target = folder.parent / "tiny"
     write_bundle(family.build(request(folder)), target)
     return Bundle.open(target)
+
+
+def test_the_hub_s_files_of_one_size_are_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def fetch(source: str, patterns: tuple[str, ...], weights: bool) -> Snapshot:
+        asked.extend(patterns)
+        for name in ("encoder.pt", "decoder.pt", "vocab.json", "merges.txt"):
+            (tmp_path / name.replace(".", "_mini.")).write_bytes((folder / name).read_bytes())
+        (tmp_path / "detoker.pt").write_bytes((folder / "detoker.pt").read_bytes())
+        return Snapshot(source, tmp_path, "c0ffee")
+
+    monkeypatch.setattr("vlrt_export.hub.fetch", fetch)
+    files = open_files("kuprel/min-dalle", "_mini")
+    assert asked == ["encoder_mini.pt", "decoder_mini.pt", "vocab_mini.json", "merges_mini.txt", "detoker.pt"]
+    assert (files.suffix, files.detokenizer) == ("_mini", tmp_path / "detoker.pt")
+    assert (files.encoder.origin, files.encoder.revision) == ("kuprel/min-dalle", "c0ffee")
+    assert load_dalle_mini(files, HEADS).decoder.sizes.codes == 2**14
 
 
 def test_text_becomes_the_reference_s_ids(stored: dict[str, Any]) -> None:
