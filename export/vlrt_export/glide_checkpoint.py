@@ -91,18 +91,18 @@ def open_folder(folder: Path, config: Mapping[str, Any], inpaint: bool, clip_end
         VlrtError: a file is missing or damaged, or a tensor is missing, left over, or of another shape.
     """
     given = {**config, **(read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {})}
-    base_sizes, upsampler_sizes, noised = _sizes(given, inpaint)
+    base_sizes, upsampler_sizes = stage_sizes(given, inpaint)
     kind = ", inpainting" if inpaint else ""
     base, upsampler = (_open(folder, _FILES[f"{name}{kind}"]) for name in ("base", "upsampler"))
     halves = load_half(base, base_sizes), load_half(upsampler, upsampler_sizes)
-    clip = None if clip_end is None else _load_clip(folder, noised, clip_end)
+    clip = None if clip_end is None else _load_clip(folder, clip_sizes(given), clip_end)
     return Glide(*halves, clip, folder, base.revision)
 
 
 def random_glide(config: Mapping[str, Any], inpaint: bool, clip_end: int | None, seed: int) -> Glide:
     """GLIDE of these sizes with random weights of `seed`; arguments as those of `open_folder`."""
-    base_sizes, upsampler_sizes, noised = _sizes(config, inpaint)
-    halves = [_random_half(sizes, seed + place) for place, sizes in enumerate((base_sizes, upsampler_sizes))]
+    halves = [_random_half(sizes, seed + place) for place, sizes in enumerate(stage_sizes(config, inpaint))]
+    noised = clip_sizes(config)
     clip = None
     if clip_end is not None:
         image, text = NoisedClipImage(noised), NoisedClipText(noised, clip_end)
@@ -183,10 +183,11 @@ def clip_sizes(config: Mapping[str, Any]) -> NoisedClipSizes:
     return _overlaid(NoisedClipSizes(), config, "clip")
 
 
-def _sizes(config: Mapping[str, Any], inpaint: bool) -> tuple[GlideSizes, GlideSizes, NoisedClipSizes]:
+def stage_sizes(config: Mapping[str, Any], inpaint: bool) -> tuple[GlideSizes, GlideSizes]:
+    """Sizes of base model and upsampler: the published ones, or a configuration's."""
     base = _overlaid(replace(GlideSizes(), inpaint=inpaint), config, "base")
     upsampler = _overlaid(replace(_UPSAMPLER, inpaint=inpaint, low_resolution=base.image_size), config, "upsampler")
-    return base, upsampler, clip_sizes(config)
+    return base, upsampler
 
 
 def _overlaid(sizes: Sizes, config: Mapping[str, Any], section: str) -> Sizes:

@@ -1,4 +1,4 @@
-"""Makes ``glide.npz`` and ``glide_tokens.json`` with OpenAI's own implementation of GLIDE.
+"""Makes ``glide.npz``, ``glide_tokens.json`` and ``glide_shapes.json`` with OpenAI's own implementation of GLIDE.
 
     python tests/golden/glide.py PATH_OF_A_CHECKOUT_OF_GLIDE
 
@@ -9,11 +9,13 @@ ftfy 6.3.1. Weights and pictures follow formulas that the tests compute again; o
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import sys
 import tempfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -186,6 +188,42 @@ def clip_model(folder: Path) -> Any:
     return model
 
 
+def digest(shapes: dict[str, tuple[int, ...]]) -> str:
+    """What tells one set of names and shapes from every other."""
+    return hashlib.sha256(
+        "\n".join(sorted(f"{name} {list(shape)}" for name, shape in shapes.items())).encode()
+    ).hexdigest()
+
+
+def published_shapes() -> dict[str, dict[str, Any]]:
+    """Number of weights, and a digest of names and shapes, of every checkpoint at its published size."""
+    from glide_text2im import model_creation
+    from glide_text2im.clip import encoders
+
+    model_creation.get_encoder = lambda: SimpleNamespace(n_vocab=50257)
+    models: dict[str, torch.nn.Module] = {}
+    with torch.device("meta"):
+        for kind, options in (
+            ("base", model_creation.model_and_diffusion_defaults()),
+            ("upsample", model_creation.model_and_diffusion_defaults_upsampler()),
+        ):
+            for name in ("diffusion_steps", "noise_schedule", "timestep_respacing"):
+                options.pop(name)
+            for suffix, inpaint in (("", False), ("_inpaint", True)):
+                given = options | {"inpaint": inpaint, "use_fp16": False}
+                models[f"{kind}{suffix}"] = model_creation.create_model(**given)
+    common = {"n_embd": 512, "n_xf_blocks": 12, "n_head_state": 64, "device": torch.device("cpu")}
+    models["clip_image_enc"] = encoders.ImageEncoder(image_size=64, patch_size=4, n_head=12, n_timestep=1000, **common)
+    models["clip_text_enc"] = encoders.TextEncoder(n_bpe_vocab=65536, max_text_len=77, n_head=8, **common)
+    return {
+        kind: {
+            "weights": sum(tensor.numel() for tensor in model.parameters()),
+            "digest": digest({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}),
+        }
+        for kind, model in models.items()
+    }
+
+
 def main(checkout: Path) -> None:
     sys.path.insert(0, str(checkout))
     np.bool = bool  # the checkout is older than NumPy's removal of that name
@@ -201,6 +239,7 @@ def main(checkout: Path) -> None:
         "clip": [clip.tokenizer.padded_tokens_and_len(clip.tokenizer.encode(s), CLIP_CONTEXT) for s in SENTENCES],
     }
     (HERE / "glide_tokens.json").write_text(json.dumps(tokens) + "\n", "utf-8")
+    (HERE / "glide_shapes.json").write_text(json.dumps(published_shapes(), indent=1) + "\n", "utf-8")
     found = _outputs(plain, inpaint, clip)
     for name, prompt in zip(("first", "second"), PROMPTS):
         torch.manual_seed(SEED)

@@ -76,6 +76,21 @@ def save(folder: Path, inpaint: bool = False, clip: bool = True) -> Request:
     return Request("glide-tiny", entry, str(folder), options=entry.options)
 
 
+def published_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes by name that we read from each checkpoint of the published sizes."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    with torch.device("meta"):
+        for suffix, inpaint in (("", False), ("_inpaint", True)):
+            for kind, sizes in zip(("base", "upsample"), glide_checkpoint.stage_sizes({}, inpaint)):
+                unet, text = GlideUnet(sizes), glide_checkpoint.empty_text(sizes)
+                shapes = _shapes(unet, glide_checkpoint.unet_layout(unet))
+                found[f"{kind}{suffix}"] = shapes | _shapes(text, glide_checkpoint.text_layout(text, unet))
+        clip = NoisedClipSizes()
+        for kind, tower in (("clip_image_enc", NoisedClipImage(clip)), ("clip_text_enc", NoisedClipText(clip, 1))):
+            found[kind] = _shapes(tower, glide_checkpoint.clip_layout(tower))
+    return found
+
+
 def _sizes(given: dict[str, Any]) -> dict[str, Any]:
     return {
         "image_size": given["image_size"],
@@ -100,9 +115,14 @@ def _half(kind: str, sizes: GlideSizes) -> dict[str, torch.Tensor]:
 
 
 def _state(kind: str, module: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
-    """Weights by the checkpoint's names, of the shapes that it has them in."""
-    shapes = {layout[name].names[0]: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    """Weights by the checkpoint's names."""
+    shapes = _shapes(module, layout)
     return {name: torch.from_numpy(script().weight(f"{kind}/{name}", shape)) for name, shape in shapes.items()}
+
+
+def _shapes(module: nn.Module, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Shapes by the checkpoint's names."""
+    return {layout[name].names[0]: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _vocabulary(merges: list[str]) -> dict[str, int]:

@@ -194,6 +194,13 @@ def _row(codec: TextCodec, sentence: str) -> list[int]:
         return codec.prompt_row(sentence)
 
 
+def test_published_checkpoints_have_the_names_and_shapes_we_read() -> None:
+    expected = json.loads((checkpoints.GOLDEN / "glide_shapes.json").read_text("utf-8"))
+    assert {kind: made.digest(shapes) for kind, shapes in checkpoints.published_shapes().items()} == {
+        kind: described["digest"] for kind, described in expected.items()
+    }
+
+
 def test_missing_checkpoint_and_wrong_sizes_are_named(tmp_path: Path) -> None:
     request = checkpoints.save(tmp_path / "glide", clip=False)
     (tmp_path / "glide" / "upsample.pt").unlink()
