@@ -28,14 +28,13 @@ def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
     kind = options.device.partition(":")[0]
     if kind in _NOT_YET:
         raise EngineError(f"device `{options.device}` cannot be had", _NOT_YET[kind])
-    spec, path = bundle.graph(role)
     if kind == "openvino":
         from vlrt.engines.openvino import OpenVinoSession
 
-        return OpenVinoSession(spec, path, options)
-    from vlrt.engines.onnxruntime import OnnxRuntimeSession
+        return OpenVinoSession(*bundle.graph(role), options)
+    from vlrt.engines.onnxruntime import open_cached
 
-    return OnnxRuntimeSession(spec, path, options)
+    return open_cached(bundle, role, options)
 
 
 class Sessions:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 
+from vlrt.bundle import Bundle
+from vlrt.engines.graph_cache import WEIGHTS, GraphCache, is_worth_caching
 from vlrt.engines.session import Array, EngineOptions, check_inputs, check_outputs
 from vlrt.errors import BundleError, EngineError, UsageError
 from vlrt.manifest import GraphSpec
@@ -44,16 +47,49 @@ def load_library() -> ModuleType:
     return cast(ModuleType, onnxruntime)
 
 
+@dataclass(frozen=True)
+class Form:
+    """In which form a graph is loaded: one that was optimised already, or to be saved as it is optimised now."""
+
+    optimised: bool = False
+    save_to: Path | None = None
+
+
+PLAIN = Form()
+
+
+def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntimeSession:
+    """Loads a graph of a bundle; large ones as they were optimised on this machine before, see `GraphCache`.
+
+    Raises:
+        BundleError: the bundle lacks the graph, or its file is damaged.
+        EngineError: the device cannot be had.
+    """
+    spec = bundle.manifest.graphs.get(role)
+    if spec is None or bundle.is_foreign or options.device != "cpu" or options.profile is not None:
+        return OnnxRuntimeSession(*bundle.graph(role), options)
+    kept = GraphCache(bundle, spec, f"onnxruntime {load_library().__version__} {options.device}")
+    found = kept.find()
+    if found is not None:
+        return OnnxRuntimeSession(spec, found, options, Form(optimised=True))
+    spec, path = bundle.graph(role)
+    if not is_worth_caching(spec, path):
+        return OnnxRuntimeSession(spec, path, options)
+    with kept.making() as target:
+        return OnnxRuntimeSession(spec, path, options, Form(save_to=target))
+
+
 class OnnxRuntimeSession:
     """One ONNX graph loaded by ONNX Runtime; see `vlrt.engines.session.Session`."""
 
-    def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions) -> None:
+    def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions, form: Form = PLAIN) -> None:
         self.spec = spec
         library = load_library()
         provider = _provider(library, options.device)
         if path.suffix != ".onnx":
             raise BundleError(f"`{path.name}` is not an ONNX graph by its name", "export the bundle again")
         settings = _settings(library, options, path.stem)
+        _set_form(library, settings, form)
         try:
             # By default the Python wrapper falls back to the CPU, when it loads a graph and again when one fails.
             self._session = library.InferenceSession(str(path), settings, providers=[provider], enable_fallback=0)
@@ -130,10 +166,21 @@ def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if bounded else "0")
     if bounded:
         settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
+    # Without VNNI, products of eight bits overflow in sixteen; there the engine is to take the slower exact way.
+    settings.add_session_config_entry("session.x64quantprecision", "1")
     if options.profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / stem)
     return settings
+
+
+def _set_form(library: ModuleType, settings: Any, form: Form) -> None:
+    if form.optimised:
+        settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
+    elif form.save_to is not None:
+        settings.optimized_model_filepath = str(form.save_to)
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS)
+        settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
 
 
 def _version(library: ModuleType) -> tuple[int, ...]:
