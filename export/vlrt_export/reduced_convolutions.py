@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper, numpy_helper
 
 KERNEL = "QLinearConv"
+_TWO = "reduced.two"
 _LARGEST = 1 << 30
 """Bytes of a graph that the engine's tool is given: it holds several copies of it."""
 
@@ -86,7 +89,34 @@ def quantise_convolutions(
             nodes_to_exclude=left_out,
             **more,
         )
+    _shield(target, left_out)
     return {KERNEL: len(set(convolutions(folded)) - set(left_out))}
+
+
+def _shield(path: Path, kept: Collection[str]) -> None:
+    """Doubles what reaches each kept convolution between reduced ones, and halves its weights.
+
+    Where it finds a convolution with fp32 weights between quantised tensors, onnxruntime reduces it on its own
+    (``WeightBiasQuantization``), with one scale for all channels; a product in between keeps it from that.
+    """
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    nodes = []
+    for node in model.graph.node:
+        before = makers.get(node.input[0]) if node.input else None
+        if node.op_type == "Conv" and node.name in kept and before is not None and node.input[1] in weights:
+            halved = numpy_helper.to_array(weights[node.input[1]]) / 2
+            model.graph.initializer.append(numpy_helper.from_array(halved, f"{node.name}.half"))
+            nodes.append(helper.make_node("Mul", [node.input[0], _TWO], [f"{node.name}.double"], f"{node.name}.shield"))
+            node.input[0], node.input[1] = f"{node.name}.double", f"{node.name}.half"
+        nodes.append(node)
+    if not any(node.output[0].endswith(".double") for node in nodes):
+        return
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), _TWO))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save_model(model, path)
 
 
 def _left_out(folded: Path, kept: Collection[str]) -> list[str]:
