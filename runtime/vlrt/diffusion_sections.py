@@ -92,6 +92,10 @@ class ScheduleSpec:
             raise refuse("schedule: the explicit spacing needs its timesteps")
         if any(not 0 <= t < self.train_steps for t in self.timesteps):
             raise refuse(f"schedule: an explicit timestep lies outside 0 to {self.train_steps - 1}")
+        if not 0 <= self.steps_offset <= self.train_steps:
+            raise refuse(f"schedule: an offset of {self.steps_offset} is outside 0 to {self.train_steps}")
+        if not (1 <= self.original_steps <= 100_000 and 1 <= self.solver_order <= 9):
+            raise refuse("schedule: `original_steps` must be 1 to 100,000, `solver_order` 1 to 9")
 
 
 @dataclass(frozen=True)

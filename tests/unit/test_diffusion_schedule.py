@@ -12,7 +12,7 @@ from vlrt import _C
 from vlrt.diffusion import Generator, Schedule, add_noise, randn
 from vlrt.diffusion.schedule import noise_schedule
 from vlrt.diffusion_sections import RULES, ScheduleSpec
-from vlrt.errors import UsageError
+from vlrt.errors import BundleError, UsageError
 
 
 def test_linear_variances() -> None:
@@ -114,6 +114,13 @@ def test_unknown_rules_are_refused() -> None:
 def test_what_a_rule_cannot_walk(spec: ScheduleSpec, rule: str, steps: int, what: str | None) -> None:
     with pytest.raises(UsageError, match=what):
         Schedule(spec, rule, steps)
+
+
+@pytest.mark.parametrize("name", ["steps_offset", "original_steps", "solver_order"])
+@pytest.mark.parametrize("value", [-1, 2**63, 2**70])
+def test_numbers_that_no_manifest_means(name: str, value: int) -> None:
+    with pytest.raises(BundleError, match=name.split("_")[-1]):
+        ScheduleSpec(**{name: value})  # type: ignore[arg-type]
 
 
 def test_noise_is_of_the_level() -> None:
