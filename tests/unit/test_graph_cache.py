@@ -97,7 +97,7 @@ def test_another_process_may_be_first(bundle: Bundle, cache: Path, monkeypatch: 
     monkeypatch.setattr(graph_cache.GraphCache, "find", lambda self: None)  # as one that looked before it was there
     assert np.array_equal(regions(bundle), first)
     assert entries(cache) == [entry]
-    assert not [path for path in cache.glob("*/.*")], "nothing half-made stays"
+    assert not list(cache.glob("*/.*")), "nothing half-made stays"
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(bundle: Bundle, cache: Path) -> None:
