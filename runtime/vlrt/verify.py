@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,19 @@ _VALUE_LIMIT = 2e-3
 
 _LEVELS_LIMIT = 2.0
 """On painted pixels: a value between two levels may be rounded to either."""
+
+
+_REDUCED = {
+    "max error / std": 0.25,
+    "max score error": 0.5,
+    "share that differs": 0.3,
+    "max error, levels of 255": 32.0,
+    "missing on one side": 0.0,
+    "shape differs": 0.0,
+}
+"""By metric, of bundles in reduced precision. Where a processor's rounding moves one activation to the next of its few
+levels, what follows moves too: a change of one part in ten million of the pixels moved a vision transformer's outputs
+by 0.08 standard deviations at most."""
 
 
 def synthetic_picture() -> Image.Image:
@@ -195,11 +209,18 @@ def verify(bundle: Bundle, options: EngineOptions | None = None) -> Iterator[Mea
         raise BundleError(f"`{name}` holds no goldens", "export the bundle again") from None
     sessions = Sessions(bundle, options)
     found = observe(bundle, sessions.run_chain, sessions)
+    reduced = any(graph.precision != "fp32" for graph in bundle.manifest.graphs.values())
     for key in {**found, **stored}:
         try:
-            yield _compare(key, stored.get(key), found.get(key))
+            measured = _compare(key, stored.get(key), found.get(key))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise BundleError(f"`{key}` in `{name}` is no golden", "export the bundle again") from None
+        given = key in ("pixels", "ids")  # not from a graph
+        yield (
+            measured
+            if given or not reduced
+            else replace(measured, limit=max(measured.limit, _REDUCED[measured.metric]))
+        )
 
 
 def _compare(key: str, expected: Any, found: Any) -> Measurement:
