@@ -35,6 +35,7 @@ class ImageCodec:
         grid: rows and columns of codes it was trained on; `None` for any.
         checkpoint: where the weights come from; `None` where they are random.
         layouts: where the parameters of encoder and decoder lie in the checkpoint, by ``encoder`` and ``decoder``.
+        most_codes: of one picture that the graphs can take.
         reference: what the checks hold it against, beside its own modules; `None` where there is nothing here.
     """
 
@@ -45,6 +46,7 @@ class ImageCodec:
     grid: tuple[int, int] | None = None
     checkpoint: Checkpoint | None = None
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    most_codes: int = 1 << 16
     reference: Any = None
 
     @property
@@ -68,6 +70,7 @@ class ImageCodec:
             width=self.detokenizer.codebook.shape[1],
             factor=self.factor,
             grid=grid or self.grid,
+            most_codes=self.most_codes,
             tokenizer=TOKENIZER if self.tokenizer else "",
             detokenizer=DETOKENIZER,
             pixels=PIXELS,

@@ -82,7 +82,7 @@ def load_vqgan(checkpoint: Checkpoint, side: int | None = None) -> ImageCodec:
     weight_layout.check_surplus(tensors, known, _IGNORED, where)
     rows = _rows(side or _side(checkpoint), half.factor)
     detokenizer = ImageDetokenizer(codebook, decoder, kind.pixels)
-    return ImageCodec("vqgan", tokenizer, detokenizer, half.factor, (rows, rows), checkpoint, layouts)
+    return ImageCodec("vqgan", tokenizer, detokenizer, half.factor, (rows, rows), checkpoint, layouts, half.most_codes)
 
 
 def random_vqgan(options: Mapping[str, Any], seed: int) -> ImageCodec:
@@ -107,7 +107,7 @@ def random_vqgan(options: Mapping[str, Any], seed: int) -> ImageCodec:
         part.requires_grad_(False)
     rows = _rows(side, sizes.factor)
     tokenizer, detokenizer = ImageTokenizer(encoder, SIGNED, codebook), ImageDetokenizer(codebook, decoder, SIGNED)
-    return ImageCodec("vqgan", tokenizer, detokenizer, sizes.factor, (rows, rows))
+    return ImageCodec("vqgan", tokenizer, detokenizer, sizes.factor, (rows, rows), most_codes=sizes.most_codes)
 
 
 def _given_sizes(shape: Mapping[str, Any]) -> VqGanSizes:

@@ -14,9 +14,6 @@ from vlrt.engines import EngineOptions, Sessions
 from vlrt.errors import BundleError, ImageError, UsageError, VlrtWarning
 from vlrt.manifest import CodecSpec
 
-MOST_CODES = 1 << 16
-"""Of one picture: beyond it, distances to a codebook take gigabytes."""
-
 Codes = NDArray[np.int64]
 Pixels = NDArray[np.float32]
 
@@ -117,8 +114,10 @@ class PictureCodec:
         if self.spec.fixed and grid != self.spec.grid:
             taken = " x ".join(map(str, self.spec.grid or ()))
             raise UsageError(f"`{self.bundle.name}` takes grids of {taken} codes, got {grid[0]} x {grid[1]}")
-        if grid[0] * grid[1] > MOST_CODES:
-            raise UsageError(f"a grid of {grid[0]} x {grid[1]} codes is too large, at most {MOST_CODES:,} are decoded")
+        if grid[0] * grid[1] > self.spec.most_codes:
+            raise UsageError(
+                f"a grid of {grid[0]} x {grid[1]} codes is too large, at most {self.spec.most_codes:,} are decoded"
+            )
 
     def output(self, role: str) -> str:
         """Name of a graph's output."""
@@ -139,8 +138,8 @@ class PictureCodec:
                 near = f"{below} or {below + factor}" if side >= factor else f"{factor}"
                 what = f"{side} pixels are no whole codes of {factor} pixels"
                 raise UsageError(what, f"give {near}")
-        if (size[0] // factor) * (size[1] // factor) > MOST_CODES:
-            raise UsageError(f"a picture of {size[0]}x{size[1]} pixels has more than {MOST_CODES:,} codes")
+        if (size[0] // factor) * (size[1] // factor) > self.spec.most_codes:
+            raise UsageError(f"a picture of {size[0]}x{size[1]} pixels has more than {self.spec.most_codes:,} codes")
         return size
 
     def _cut(self, picture: Image.Image) -> Image.Image:
@@ -149,8 +148,10 @@ class PictureCodec:
         if not width or not height:
             what = f"the picture of {picture.width}x{picture.height} pixels is smaller than a code of {factor}x{factor}"
             raise ImageError(what, "scale it up first")
-        if (width // factor) * (height // factor) > MOST_CODES:
-            what = f"the picture of {picture.width}x{picture.height} pixels has more than {MOST_CODES:,} codes"
+        if (width // factor) * (height // factor) > self.spec.most_codes:
+            what = (
+                f"the picture of {picture.width}x{picture.height} pixels has more than {self.spec.most_codes:,} codes"
+            )
             raise ImageError(what, "`--size 512x512` scales and cuts it")
         if (width, height) == picture.size:
             return picture

@@ -24,6 +24,7 @@ class CodecSpec:
         grid: rows and columns of codes of the pictures it was trained on, which a photograph is cut to; ``None``
             where photographs keep their size, rounded down to whole codes.
         fixed: whether the graphs take no other grid.
+        most_codes: of one picture; beyond it, distances to the codebook or attention take gigabytes.
         tokenizer, detokenizer: roles of the graphs; empty where the bundle has only the other one.
         pixels, tokens: names of the tokenizer's input and the detokenizer's input.
     """
@@ -33,6 +34,7 @@ class CodecSpec:
     factor: int
     grid: tuple[int, int] | None = None
     fixed: bool = False
+    most_codes: int = 1 << 16
     tokenizer: str = "image_tokenizer"
     detokenizer: str = "image_detokenizer"
     pixels: str = "pixels"
@@ -42,6 +44,8 @@ class CodecSpec:
         if not 0 < self.codebook <= 1 << 24 or not 0 < self.width <= 1 << 16 or not 0 < self.factor <= 256:
             what = f"{self.codebook} codes of {self.width} numbers for {self.factor} pixels a side"
             raise refuse(f"codec section: {what} cannot be meant")
+        if not 0 < self.most_codes <= _MOST_TOKENS:
+            raise refuse(f"codec section: {self.most_codes} codes for one picture cannot be meant")
         if not self.roles:
             raise refuse("codec section: needs a tokenizer or a detokenizer")
         if self.grid is not None:

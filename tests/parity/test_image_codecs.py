@@ -29,6 +29,7 @@ from vlrt_export.families import dvae as dvae_family
 from vlrt_export.families import vq_vae as vq_vae_family
 from vlrt_export.families import vqgan as vqgan_family
 from vlrt_export.modules.image_codec import ImageTokenizer
+from vlrt_export.modules.vqgan import VqGanSizes
 from vlrt_export.request import Request
 from vlrt_export.vq_vae_checkpoint import plain_vq_vae, random_vq_vae
 from vlrt_export.vqgan_checkpoint import load_vqgan, random_vqgan
@@ -270,6 +271,14 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, shared_dir: Path) -> None
 def _open(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     open_image_codec(folder)
+
+
+def test_attention_bounds_a_picture_s_codes() -> None:
+    for attended, middle, most in (((), False, 65536), ((), True, 16384), ((1, 2), True, 4096), ((0,), False, 1024)):
+        sizes = VqGanSizes((32, 32, 32), 1, attended, 4, middle_attention=middle)
+        assert sizes.most_codes == most
+        places = most * (16 if 0 in attended else 4 if attended else 1)
+        assert places == (16384 if middle or attended else 65536)
 
 
 def test_a_vqgan_with_a_missing_level_is_named() -> None:

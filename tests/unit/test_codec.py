@@ -169,6 +169,7 @@ SPEC = CodecSpec(16, 4, 4)
         {"factor": 1000},
         {"tokenizer": "", "detokenizer": ""},
         {"fixed": True},
+        {"most_codes": 0},
         {"grid": (0, 4)},
         {"grid": (4096, 4096)},
     ],

@@ -36,6 +36,13 @@ class VqGanSizes:
             raise ValueError(f"channels {list(self.channels)} do not divide into {self.groups} groups")
 
     @property
+    def most_codes(self) -> int:
+        """Of one picture: attention between more places than 16,384 takes more than a gigabyte."""
+        last = len(self.channels) - 1
+        attended = min((*self.attended, last), default=last)
+        return int(2**14 // 4 ** (last - attended)) if self.attended or self.middle_attention else 2**16
+
+    @property
     def factor(self) -> int:
         """Pixels along a side of what one code stands for."""
         return int(2 ** (len(self.channels) - 1))
