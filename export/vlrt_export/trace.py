@@ -73,6 +73,8 @@ def _dynamic_shapes(graph: Graph) -> tuple[Any, ...]:
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         return tuple(shapes)
     plain = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    if len(shapes) == plain:
+        return tuple(shapes)
     return (*shapes[:plain], tuple(shapes[plain:]))
 
 

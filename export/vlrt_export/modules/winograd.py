@@ -54,10 +54,12 @@ class WinogradConv(nn.Module):
         rows = F.pad(x.reshape(-1, 1, height, width), (1, right, 1, below))
         tiles = F.conv2d(rows, self.tiles, stride=_STRIDE)
         down, across = tiles.shape[2:]
-        columns = tiles.reshape(batch, channels, _TILE**2, down * across).transpose(1, 2)
+        # All pictures of a batch side by side: the matrices of deep layers are large, and read once.
+        columns = tiles.reshape(batch, channels, _TILE**2, down * across).permute(2, 1, 0, 3).flatten(2)
         filters = (self.filters @ self.weight.reshape(-1, 9).t()).reshape(_TILE**2, outputs, channels)
-        products = (filters @ columns).reshape(batch, _TILE**2, outputs * down * across)
-        y = _interleave((self.pixels @ products).reshape(batch, _STRIDE**2 * outputs, down, across))
+        products = (filters @ columns).reshape(_TILE**2, -1)
+        places = (self.pixels @ products).reshape(_STRIDE**2 * outputs, batch, down * across).transpose(0, 1)
+        y = _interleave(places.reshape(batch, -1, down, across))
         y = y if self.bias is None else y + self.bias.view(-1, 1, 1)
         return y if all(even) else y[:, :, :height, :width]
 
