@@ -74,14 +74,22 @@ def load_dalle_pytorch(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Da
 
 
 def embedded_codec(checkpoint: Checkpoint) -> Checkpoint | None:
-    """The codec that a checkpoint holds beside the transformer, as a checkpoint of its own."""
+    """The codec that a checkpoint holds beside the transformer, as a checkpoint of its own; `None` without one.
+
+    Raises:
+        VlrtError: it treats pixels otherwise than the library does by default.
+    """
+    params = checkpoint.values.get("vae_params") or {}
+    usual = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    treated = params.get("normalization", usual)
+    if treated is None or tuple(tuple(part)[:3] for part in treated) != usual:
+        what = f"the codec of `{checkpoint.origin}` normalises pixels by {treated}, served is {usual}"
+        raise VlrtError(what, "report this with the model")
     for prefix in (f"{_PREFIX}vae.model.", f"{_PREFIX}vae.", "vae.model.", "vae."):
-        tensors = under(checkpoint.tensors, prefix, checkpoint.origin)
-        if len(tensors):
-            values = {"vae_params": checkpoint.values.get("vae_params")}
-            return Checkpoint(
-                tensors, {}, None, checkpoint.files, checkpoint.origin, layout="state-dict", values=values
-            )
+        found = under(checkpoint.tensors, prefix, checkpoint.origin)
+        if len(found):
+            values = {"vae_params": params}
+            return Checkpoint(found, {}, None, checkpoint.files, checkpoint.origin, layout="state-dict", values=values)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,9 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from vlrt import cli
 from vlrt.bundle import Bundle
+from vlrt.commands.repeat import repeat_command
 from vlrt.decode import DecodeOptions
+from vlrt.diffusion.request import CancelledError
 from vlrt.errors import VlrtError
+from vlrt.picture_file import read_parameters
 from vlrt.tasks.draw import Drawer
 from vlrt.zoo import Entry
 from vlrt_export.bundle_writer import write_bundle
@@ -186,3 +191,30 @@ def test_other_checkpoints_are_refused(dalle_models: ModuleType, tmp_path: Path)
     torch.save(bare | {"more.weight": torch.zeros(3)}, tmp_path / "more.pt")
     with pytest.raises(VlrtError, match=r"unexpected tensor `more.weight`"):
         load_dalle_pytorch(open_checkpoint(tmp_path / "more.pt"), {"hparams": sparse | {"attn_types": ("full",)}})
+
+
+def test_the_command_line(
+    bundle: Bundle, tiny_bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Candidates ranked by a dual encoder, as a grid and one by one; each file says how it is made again."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", "generate", "w3 w7", "--model", str(bundle.path), "--seed", "5"]
+    wanted = [*arguments, "--candidates", "6", "--keep", "4", "--rank", str(tiny_bundle_folder), "-o", "grid.png"]
+    cli.main([*wanted, "--preview", "2", "--progress"])
+    told = capsys.readouterr()
+    assert "codes: step 7/8" in told.err
+    names = ["grid.png", *(f"grid-{n}.png" for n in range(1, 5))]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+    scores = [read_parameters(tmp_path / name)["score"] for name in names[1:]]
+    assert scores == sorted(scores, reverse=True)
+    again = shlex.split(repeat_command(read_parameters(tmp_path / "grid.png")))[1:]
+    cli.main([*again, "-o", "again.png"])
+    with Image.open("grid.png") as first, Image.open("again.png") as second:
+        assert first.size == (64, 64)
+        assert np.array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_cancelling_leaves_nothing(drawer: Drawer) -> None:
+    asked = iter(range(100))
+    with pytest.raises(CancelledError, match="cancelled"):
+        drawer.batch("w3", should_cancel=lambda: next(asked) > 9)

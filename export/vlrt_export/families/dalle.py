@@ -96,7 +96,10 @@ def _with_codec(request: Request, model: DalleModel) -> DalleModel:
         options = {"codebook": model.sizes.codebook} | request.option("codec_sizes", {})
         return with_codec(model, random_vqgan(options, request.seed))
     inside = embedded_codec(model.checkpoint)
-    return model if inside is None else with_codec(model, read_image_codec(inside))
+    if inside is None:
+        return model
+    side = (inside.values.get("vae_params") or {}).get("image_size")
+    return with_codec(model, read_image_codec(inside, side))
 
 
 def _codec_tasks(codec: ImageCodec) -> tuple[str, ...]:
