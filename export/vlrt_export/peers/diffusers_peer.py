@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlrt.benchmark_job import Job, Point, Runner, SkippedError, picture_numbers
@@ -30,7 +31,8 @@ class Painting:
         generators = [torch.Generator().manual_seed(seed) for seed in range(point.batch)]
         count = "num_images_per_prompt" if "prompt" in self.options else "batch_size"
         found = self.pipeline(**self.options, **{count: point.batch}, generator=generators, output_type="np").images
-        return picture_numbers((found[0] * 255).round().astype("uint8"))
+        pixels = (found[0] * 255).round().astype("uint8")
+        return picture_numbers(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
 def prepare(job: Job) -> None:
