@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,8 +122,7 @@ class Gate:
         """Of each graph the candidate that pays most, if one does."""
         chosen, tried = {}, []
         for role, shop in shops.items():
-            made = [self._measured(shop, kind, records[role]) for kind in KINDS[self.wish.precision]]
-            found = [one for one in made if one is not None]
+            found = self._measured(shop, KINDS[self.wish.precision], records[role])
             tried += found
             paying = [one for one in found if self._pays(one, shop)]
             if paying:
@@ -136,13 +136,16 @@ class Gate:
         return chosen
 
     def _measured(
-        self, shop: Workshop, kind: str, record: Record, kept: frozenset[str] = frozenset()
-    ) -> Admitted | None:
-        self.progress(f"reducing {shop.role} to {kind}")
-        candidate = shop.make(kind, kept)
-        if candidate is None:
-            return None
-        return Admitted(candidate, measure_speed((shop.spec, shop.path), _written(candidate), record.by_shape()))
+        self, shop: Workshop, kinds: Sequence[str], record: Record, kept: frozenset[str] = frozenset()
+    ) -> list[Admitted]:
+        """The graph in each kind that has something to reduce in it, and how fast each is."""
+        self.progress(f"reducing {shop.role} to {', '.join(kinds)}")
+        found = [made for made in (shop.make(kind, kept) for kind in kinds) if made is not None]
+        gc.collect()  # loops and their models refer to each other, and with them sessions as large as the model
+        if not found:
+            return []
+        speeds = measure_speed((shop.spec, shop.path), [_written(made) for made in found], record.by_shape())
+        return [Admitted(made, speed) for made, speed in zip(found, speeds)]
 
     def _pays(self, found: Admitted, shop: Workshop) -> bool:
         if self.wish.smaller:
@@ -196,11 +199,9 @@ class Gate:
             kept = frozenset(name for where, name in left_out if where == role)
             if kept == one.candidate.kept:
                 continue
-            again = self._measured(shops[role], one.candidate.kind, records[role], kept)
-            if again is not None and self._pays(again, shops[role]):
-                found[role] = again
-            else:
-                del found[role]
+            again = self._measured(shops[role], [one.candidate.kind], records[role], kept)
+            del found[role]
+            found |= {better.candidate.role: better for better in again if self._pays(better, shops[role])}
         if not found:
             what = (
                 f"`{self.wish.precision}` pays only where it hurts: without its most sensitive parts nothing is gained"

@@ -26,6 +26,9 @@ _FEWEST = 5
 _SHAPES = 4
 """Shapes of calls that are measured: those that most time goes to."""
 
+_TOGETHER = 4 << 30
+"""Bytes of an fp32 graph beyond which its reduced forms are not in memory together."""
+
 Written = tuple[GraphSpec, Path]
 
 
@@ -49,21 +52,25 @@ class Speed:
         return self.fp32 / self.reduced
 
 
-def measure_speed(fp32: Written, reduced: Written, calls: Sequence[tuple[Call, int]]) -> Speed:
-    """Runs both graphs in turn on the same inputs.
+def measure_speed(fp32: Written, reduced: Sequence[Written], calls: Sequence[tuple[Call, int]]) -> list[Speed]:
+    """Runs a graph and its reduced forms in turn on the same inputs; large graphs each reduced form apart.
 
     Args:
         fp32, reduced: signature and path of each.
         calls: one of each shape, and how often it was called.
     """
-    sessions = [OnnxRuntimeSession(*written, EngineOptions()) for written in (fp32, reduced)]
-    total, widest = [0.0, 0.0], (0.0, 0.0, 0)
+    size = sum((fp32[1].parent / name).stat().st_size for name in (fp32[1].name, *fp32[0].external))
+    if size > _TOGETHER and len(reduced) > 1:
+        return [speed for one in reduced for speed in measure_speed(fp32, [one], calls)]
+    sessions = [OnnxRuntimeSession(*written, EngineOptions()) for written in (fp32, *reduced)]
+    totals, widest = [0.0] * len(sessions), (0.0, [0.0] * len(sessions), 0)
     for call, count in sorted(calls, key=lambda pair: -pair[1])[:_SHAPES]:
         times = alternate([call.ready(session) for session in sessions])
         medians = [statistics.median(found) * count for found in times]
-        total = [have + more for have, more in zip(total, medians)]
-        widest = max(widest, (medians[0], max(map(_spread, times)), len(times[0])))
-    return Speed(total[0], total[1], widest[1], widest[2])
+        totals = [have + more for have, more in zip(totals, medians)]
+        widest = max(widest, (medians[0], list(map(_spread, times)), len(times[0])))
+    _, spreads, runs = widest
+    return [Speed(totals[0], total, max(spreads[0], spread), runs) for total, spread in zip(totals[1:], spreads[1:])]
 
 
 def alternate(calls: Sequence[Callable[[], object]]) -> list[list[float]]:
