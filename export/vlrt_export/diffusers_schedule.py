@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlrt.diffusion_sections import ScheduleSpec, ThresholdSpec
@@ -87,11 +87,26 @@ _UNSERVED: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """A schedule, the update rule of its scheduler, and what differs from that scheduler (empty: nothing)."""
+    """A schedule, the update rule of its scheduler, and what differs from that scheduler (empty: nothing).
+
+    Args:
+        config: what it was read from.
+    """
 
     schedule: ScheduleSpec
     rule: str
     note: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def schedules(self, rules: Iterable[str]) -> dict[str, ScheduleSpec]:
+        """Schedules of further rules, where they are not this one.
+
+        Source: diffusers' ``OtherScheduler.from_config(pipeline.scheduler.config)``, which takes its own default for
+        what the configuration leaves out.
+        """
+        names = {rule: name for name, rule in _RULES.items()}
+        found = {rule: read_schedule({**self.config, "_class_name": names[rule]}).schedule for rule in rules}
+        return {rule: schedule for rule, schedule in found.items() if schedule != self.schedule}
 
 
 def read_schedule(config: Mapping[str, Any], where: str = "scheduler") -> Sampling:
@@ -114,7 +129,7 @@ def read_schedule(config: Mapping[str, Any], where: str = "scheduler") -> Sampli
     _refuse_unserved(settings, where)
     spec = _with_rule(_schedule(settings, where), rule, settings)
     solver = _solver_note(settings) if name == "DPMSolverMultistepScheduler" else ""
-    return Sampling(spec, rule, note or solver)
+    return Sampling(spec, rule, note or solver, config)
 
 
 def _refuse_unserved(settings: Mapping[str, Any], where: str) -> None:

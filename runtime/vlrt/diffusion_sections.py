@@ -159,6 +159,8 @@ class StageSpec:
             embedding.
         schedule, rule, steps, guidance: what sampling does by default.
         rules: further rules that ``--scheduler`` may name.
+        schedules: of those rules, by name, where it is not `schedule`: reference schedulers differ in what they take
+            for a number that a model's configuration leaves out.
         prepare: roles run once before the loop on conditional arrays and, with guidance, on unconditional ones.
         prepare_unconditional: roles run instead of `prepare` for the unconditional rows, where those differ.
         zeroed: arrays that are all zero in unconditional rows.
@@ -199,6 +201,7 @@ class StageSpec:
     output: str = "picture"
     guidance: float = 1.0
     rules: tuple[str, ...] = ()
+    schedules: dict[str, ScheduleSpec] = field(default_factory=dict)
     prepare: tuple[str, ...] = ()
     prepare_unconditional: tuple[str, ...] = ()
     zeroed: tuple[str, ...] = ()
@@ -230,6 +233,9 @@ class StageSpec:
         unknown = [rule for rule in (self.rule, *self.rules) if rule not in RULES]
         if unknown:
             raise refuse(f"stage `{self.name}` names the rule `{unknown[0]}`, known are {', '.join(RULES)}")
+        stray = [rule for rule in self.schedules if rule not in self.rules]
+        if stray:
+            raise refuse(f"stage `{self.name}` has a schedule for `{stray[0]}`, which is none of its rules")
         fits = all(0 < axis <= 8192 for axis in self.shape) and math.prod(self.shape) <= _LARGEST_SAMPLE
         if len(self.shape) not in (1, 3) or not fits:
             raise refuse(f"stage `{self.name}` has samples of the absurd shape {list(self.shape)}")
@@ -243,6 +249,10 @@ class StageSpec:
             raise refuse(f"stage `{self.name}` embeds its guidance in {self.guidance_width} numbers")
         if self.tile < 0 or not 0 <= self.tile_overlap < 1 or (self.tile and self.tile * (1 - self.tile_overlap) < 1):
             raise refuse(f"stage `{self.name}`: tiles of {self.tile} rows overlapping by {self.tile_overlap} cannot be")
+
+    def schedule_of(self, rule: str) -> ScheduleSpec:
+        """What one of the stage's rules walks down."""
+        return self.schedules.get(rule, self.schedule)
 
     @property
     def roles(self) -> tuple[str, ...]:

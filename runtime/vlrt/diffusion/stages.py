@@ -68,7 +68,8 @@ class StageRun:
         self.task, self.sessions = task, sessions
         self.stage: StageSpec = task.choice.stage
         self.guided = task.choice.guided
-        self.schedule = Schedule(self.stage.schedule, task.choice.rule, task.choice.steps, task.request.eta)
+        rule = task.choice.rule
+        self.schedule = Schedule(self.stage.schedule_of(rule), rule, task.choice.steps, task.request.eta)
         self.options = self._options()
         sessions.prepare(self.roles)
         self.loop = Loop(1, task.shape, self._output_channels())
