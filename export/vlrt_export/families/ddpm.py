@@ -107,6 +107,7 @@ def _stage(unet: Any, sampling: Sampling, multiple: int) -> StageSpec:
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     grey = _channels(unet) != 3
     train = sampling.schedule.train_steps
+    further = tuple(rule for rule in PIXEL_RULES if rule != sampling.rule)
     return StageSpec(
         name=STAGE,
         denoiser=DENOISER,
@@ -114,7 +115,8 @@ def _stage(unet: Any, sampling: Sampling, multiple: int) -> StageSpec:
         schedule=sampling.schedule,
         rule=sampling.rule,
         steps=train if sampling.rule == "ddpm" else min(_IMPLICIT_STEPS, train),
-        rules=tuple(rule for rule in PIXEL_RULES if rule != sampling.rule),
+        rules=further,
+        schedules=sampling.schedules(further),
         finish=(COLOUR,) if grey else (),
         multiple=multiple,
     )
