@@ -39,9 +39,12 @@ def register(section: str) -> Callable[[Callable[[], Metric]], Callable[[], Metr
 
 def metrics_of(described: Manifest) -> dict[str, Metric]:
     """The metrics of a manifest's sections, by section."""
-    from vlrt_export import gate_captions, gate_embeddings  # noqa: F401 - they register themselves
+    from vlrt_export import gate_captions, gate_codecs, gate_embeddings  # noqa: F401 - they register themselves
 
-    return {name: make() for name, make in _METRICS.items() if getattr(described, name, None) is not None}
+    sections = [name for name in _METRICS if getattr(described, name, None) is not None]
+    if "image_tokens" in sections:
+        sections.remove("decode")  # its decoder writes pictures, not sentences
+    return {name: _METRICS[name]() for name in sections}
 
 
 def reference(data: Calibration) -> tuple[str, str, str]:

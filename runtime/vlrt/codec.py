@@ -28,17 +28,18 @@ class PictureCodec:
     Args:
         bundle: one with a codec section.
         options: device and threads.
+        sessions: of the bundle, where there are some already.
 
     Raises:
         BundleError: the bundle has no codec.
     """
 
-    def __init__(self, bundle: Bundle, options: EngineOptions | None = None) -> None:
+    def __init__(self, bundle: Bundle, options: EngineOptions | None = None, sessions: Sessions | None = None) -> None:
         if bundle.manifest.codec is None:
             raise BundleError(f"the bundle `{bundle.name}` has no codec of pictures", "choose another with `--model`")
         self.bundle = bundle
         self.spec: CodecSpec = bundle.manifest.codec
-        self.sessions = Sessions(bundle, options)
+        self.sessions = sessions or Sessions(bundle, options)
 
     def prepare(self) -> None:
         """Starts loading both graphs."""
