@@ -9,6 +9,7 @@ from typing import Any
 from vlrt.diffusion_sections import InpaintSpec, LowResolutionSpec, ScheduleSpec, StageSpec
 from vlrt.errors import VlrtError
 from vlrt_export import autoencoder_graphs
+from vlrt_export.consistency_decoder import LATENTS, decoder_graphs, decoder_stage
 from vlrt_export.diffusers_schedule import LATENT_RULES, Sampling
 from vlrt_export.graph import Graph
 from vlrt_export.modules.diffusion_unet import CLASS, GUIDANCE
@@ -32,15 +33,17 @@ class LatentModel:
 
     Args:
         unet: diffusers' `UNet2DConditionModel`.
-        autoencoder: its `AutoencoderKL` or `VQModel`.
+        autoencoder: its `AutoencoderKL` or `VQModel`, or a `ConsistencyDecoderVAE` in its place.
         sampling: the checkpoint's own schedule and rule.
         noise: schedule of the noise on an upscaler's small picture.
+        previews: the autoencoder that previews are fitted to; `autoencoder` where `None`.
     """
 
     unet: Any
     autoencoder: Any
     sampling: Sampling
     noise: ScheduleSpec | None = None
+    previews: Any = None
 
     @property
     def channels(self) -> int:
@@ -93,15 +96,33 @@ class LatentModel:
             projection=PROJECTION,
             tolerance=tolerance,
         )
-        found = (*unet.graphs(), autoencoder_graphs.decoder_graph(self.autoencoder, tolerance))
-        return (*found, autoencoder_graphs.encoder_graph(self.autoencoder, tolerance)) if encodes else found
+        decoder = (
+            decoder_graphs(self.autoencoder, tolerance)
+            if self.consistency
+            else (autoencoder_graphs.decoder_graph(self.autoencoder, tolerance),)
+        )
+        encoder = (autoencoder_graphs.encoder_graph(self.autoencoder, tolerance),) if encodes else ()
+        return (*unet.graphs(), *decoder, *encoder)
+
+    def stages(self) -> tuple[StageSpec, ...]:
+        """The denoiser's stage and, with a consistency decoder, that one's."""
+        stage = self.stage()
+        if not self.consistency:
+            return (stage,)
+        return stage, decoder_stage(self.autoencoder, *stage.shape[1:])
+
+    @property
+    def consistency(self) -> bool:
+        """Whether latents are decoded by a denoiser of its own."""
+        return hasattr(self.autoencoder, "decoder_unet")
 
     def stage(self) -> StageSpec:
-        """The one stage, with the pipeline's defaults."""
+        """The denoiser's stage, with the pipeline's defaults."""
         steps, guidance = _DISTILLED if self.distilled else _DEFAULTS[self.kind]
         size = self.unet.config.sample_size or 64
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         rule = self.sampling.rule
+        further = tuple(name for name in LATENT_RULES if name != rule) if rule in LATENT_RULES else ()
         return StageSpec(
             name=STAGE,
             denoiser=DENOISER,
@@ -110,14 +131,16 @@ class LatentModel:
             rule=rule,
             steps=min(steps, self.sampling.schedule.train_steps),
             guidance=guidance,
-            rules=tuple(name for name in LATENT_RULES if name != rule) if rule in LATENT_RULES else (),
+            rules=further,
+            schedules=self.sampling.schedules(further),
             prepare=(PROJECTION,),
-            finish=(autoencoder_graphs.DECODER,),
+            output=LATENTS if self.consistency else "picture",
+            finish=() if self.consistency else (autoencoder_graphs.DECODER,),
             factor=autoencoder_graphs.factor(self.autoencoder),
             multiple=1 << (len(self.unet.config.block_out_channels) - 1),
             low_resolution=self._low_resolution(),
             latent_scale=self.scale,
-            preview=autoencoder_graphs.preview_map(self.autoencoder, self.scale),
+            preview=autoencoder_graphs.preview_map(self.previews or self.autoencoder, self.scale),
             guidance_embedding=GUIDANCE if self.distilled else "",
             guidance_width=self.distilled,
             tile=int(getattr(self.autoencoder, "tile_latent_min_size", 0)),

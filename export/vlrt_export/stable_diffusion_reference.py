@@ -71,7 +71,7 @@ class Reference:
 
     def options(self, task: str) -> dict[str, Any]:
         """What `vlrt` is asked for."""
-        found: dict[str, Any] = {"seed": _SEED, "steps": _STEPS}
+        found: dict[str, Any] = {"seed": _SEED, "steps": {self.stage.name: _STEPS}}
         found |= {} if self.model.distilled else {"negative": NEGATIVE}
         found |= {"height": self.side, "width": 2 * self.side} if task == "generate" else {}
         return found | ({"strength": 0.7} if task == "edit" else {})
@@ -82,7 +82,8 @@ class Reference:
         made.set_progress_bar_config(disable=True)
         negative = options.pop("negative", "")
         options["generator"] = torch.Generator().manual_seed(options.pop("seed"))
-        options["num_inference_steps"] = options.pop("steps")
+        options |= {"num_inference_steps": _STEPS}
+        del options["steps"]
         photographs = self.given(task)
         options |= dict(zip(("image", "mask_image"), photographs))
         if task == "inpaint":

@@ -41,6 +41,7 @@ class UNetGraphs:
         denoiser, projection: roles.
         prefix: of the names of what the projection gives; several UNets of a cascade need different ones.
         states: name of the prompt's states.
+        predicted: channels of the prediction that are kept; 0: all.
         tolerance: of the graphs against torch.
     """
 
@@ -52,6 +53,7 @@ class UNetGraphs:
     projection: str = "prompt_projection"
     prefix: str = ""
     states: str = STATES
+    predicted: int = 0
     tolerance: float = 1e-3
 
     @property
@@ -101,7 +103,7 @@ class UNetGraphs:
         grid = {0: "rows", 2: f"{self.multiple}*height", 3: f"{self.multiple}*width"}
         return Graph(
             role=self.denoiser,
-            module=Denoiser(self.unet, conditions, layers).eval(),
+            module=Denoiser(self.unet, conditions, layers, self.predicted).eval(),
             inputs=cases[0],
             outputs=("prediction",),
             dynamic={name: self._axes(name, grid) for name in cases[0]},
@@ -123,8 +125,10 @@ class UNetGraphs:
             size = (height * self.multiple, width * self.multiple)
             case = {
                 "sample": torch.randn(rows, self.channels, *size, generator=generator),
-                "timestep": torch.randint(0, 1000, (rows,), generator=generator).float(),
+                "timestep": torch.randint(0, 1000, (rows,), generator=generator),
             }
+            if self.unet.config.time_embedding_type != "learned":  # an embedding has no fractions of steps
+                case["timestep"] = case["timestep"].float()
             for name, condition in self.conditions.items():
                 shape = condition.shape if name in _EXTRA else (*condition.shape, *size)
                 case[name] = _drawn((rows, length) if name == BIAS else (rows, *shape), condition.below, generator)

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from vlrt.diffusion_sections import DiffusionSpec, PromptSpec
+from vlrt.errors import VlrtError
 from vlrt_export import autoencoder_graphs, stable_diffusion_reference
 from vlrt_export.clip_prompt import clip_prompt_graph, load_clip_prompt, random_clip_prompt
 from vlrt_export.clip_tokenizer import FILE, ClipTokenizer, find_tokenizer, stand_in
+from vlrt_export.consistency_decoder import load_decoder
 from vlrt_export.diffusers_folder import Pipeline, open_pipeline, random_pipeline, source_of
 from vlrt_export.diffusers_schedule import Sampling, read_schedule
 from vlrt_export.graph import Plan
@@ -37,7 +39,8 @@ def build(request: Request) -> Plan:
     Text-to-image models, those distilled to latent consistency, inpainting models with nine channels and the x4
     upscaler are told apart by their UNets.
 
-    Options: `unet`, `vae`, `text_encoder`, `scheduler` (random weights only: configurations), `tokenizer`.
+    Options: `unet`, `vae`, `text_encoder`, `scheduler` (random weights only: configurations), `tokenizer`, `decoder`
+    (a consistency decoder in the place of the pipeline's own: ``consistency``, a folder or a hub id).
 
     Raises:
         VlrtError: the folder is not such a pipeline, is damaged, or has no tokenizer.
@@ -45,7 +48,9 @@ def build(request: Request) -> Plan:
     pipeline = _pipeline(request)
     sampling = read_schedule(_scheduler(pipeline))
     noise = read_schedule(pipeline["low_res_scheduler"].config).schedule if "low_res_scheduler" in pipeline else None
-    model = LatentModel(pipeline["unet"].model(), pipeline["vae"].model(), sampling, noise)
+    model = _with_decoder(
+        LatentModel(pipeline["unet"].model(), pipeline["vae"].model(), sampling, noise), request.option("decoder")
+    )
     text = _text_encoder(pipeline)
     tokenizer = _tokenizer(request, pipeline, text)
     tolerance = request.tolerance("graph", 1e-3)
@@ -63,6 +68,14 @@ def build(request: Request) -> Plan:
         card=_CARD,
         checks=stable_diffusion_reference.checks(model, text, pipeline, request.tolerance),
     )
+
+
+def _with_decoder(model: LatentModel, decoder: str | None) -> LatentModel:
+    if decoder is None:
+        return model
+    if model.kind != TEXT:
+        raise VlrtError("a consistency decoder is for text-to-image models", "leave `--decoder` out")
+    return replace(model, autoencoder=load_decoder(decoder), previews=model.autoencoder)
 
 
 def _pipeline(request: Request) -> Pipeline:
@@ -104,13 +117,13 @@ def _notes(sampling: Sampling, tokenizer: ClipTokenizer) -> tuple[str, ...]:
 
 def _spec(model: LatentModel, text: ClipPrompt, tokenizer: ClipTokenizer) -> DiffusionSpec:
     words = replace(tokenizer.text_spec(text.sizes.context, text.sizes.vocabulary), pad_to_context=True)
-    stage = model.stage()
+    stages = model.stages()
     return DiffusionSpec(
-        stages=(stage,),
+        stages=stages,
         prompts=(PromptSpec(words, (_ENCODER,)),),
         encode=(autoencoder_graphs.ENCODER,) if model.kind != UPSCALE else (),
         encode_scale=model.scale,
         inpaint=model.inpaint() if "inpaint" in _tasks(model) else {},
-        upscale_start=stage.name if model.kind == UPSCALE else "",
+        upscale_start=stages[0].name if model.kind == UPSCALE else "",
         max_size=_LARGEST.get(model.kind, 2048),
     )

@@ -18,7 +18,7 @@ _SERVED: dict[str, tuple[Any, ...]] = {
     "addition_embed_type": (None, "text"),
     "encoder_hid_dim_type": (None, "text_proj"),
     "attention_type": (None, "default"),
-    "time_embedding_type": (None, "positional"),
+    "time_embedding_type": (None, "positional", "learned"),
 }
 
 
@@ -92,6 +92,7 @@ class Denoiser(nn.Module):
             [R, D], `GUIDANCE` [R, D], `EMBEDDING` [R, T], `BIAS` [R, L]; every other one is [R, c, H, W] and joined
             to the sample's channels in the order given.
         layers: number of cross-attention layers.
+        predicted: channels of the prediction that are kept; 0: all.
 
     Raises:
         VlrtError: the UNet has parts that are not known.
@@ -99,11 +100,11 @@ class Denoiser(nn.Module):
     Source: reproduces the forward passes of diffusers' two classes for heights and widths that halve evenly.
     """
 
-    def __init__(self, unet: Any, conditions: Sequence[str] = (), layers: int = 0) -> None:
+    def __init__(self, unet: Any, conditions: Sequence[str] = (), layers: int = 0, predicted: int = 0) -> None:
         super().__init__()
         check_unet(unet)
         self.unet: Any = portable(unet)
-        self.conditions, self.layers = tuple(conditions), layers
+        self.conditions, self.layers, self.predicted = tuple(conditions), layers, predicted or None
 
     def forward(self, sample: Tensor, timestep: Tensor, *conditions: Tensor) -> Tensor:
         """The prediction [R, C or 2C, H, W]; `conditions` are those named, then keys, then values of every layer."""
@@ -114,7 +115,8 @@ class Denoiser(nn.Module):
         emb = self._time(timestep, given)
         sample = torch.cat([sample, *given.values()], 1) if given else sample
         sample = unet.conv_in(2 * sample - 1 if unet.config.center_input_sample else sample)
-        return self._body(sample, emb, memory)
+        prediction = self._body(sample, emb, memory)
+        return prediction if self.predicted is None else prediction[:, : self.predicted]
 
     def _time(self, timestep: Tensor, given: dict[str, Tensor]) -> Tensor:
         """The embedding of time, class and prompt; takes what it reads out of `given`."""

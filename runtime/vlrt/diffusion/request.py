@@ -181,7 +181,9 @@ class Choices:
         guided = [stage.name for stage in stages if stage.guidance > 1 or stage.guidance_embedding]
         guided = guided or [stage.name for stage in stages]
         every = [stage.name for stage in stages]
-        steps = _by_stage("steps", request.steps, every, every)
+        # A consistency decoder has the steps that it was trained for.
+        counted = [stage.name for stage in stages if stage.rule != "consistency"]
+        steps = _by_stage("steps", request.steps, counted, every)
         guidance = _by_stage("guidance", request.guidance, guided, every)
         rules = _by_stage("scheduler", request.scheduler, every, every)
         if isinstance(request.scheduler, str):
