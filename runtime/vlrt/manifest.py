@@ -191,6 +191,16 @@ class Manifest:
             raise refuse("an image tokens section needs a decode section and a codec with a detokenizer beside it")
         if codec.codebook != drawn.codebook:
             raise refuse(f"the decoder writes {drawn.codebook} codes, the codec has {codec.codebook}")
+        spec = self.decode
+        if spec.vocabulary < drawn.first_id + drawn.codebook:
+            raise refuse(f"the decoder has {spec.vocabulary} ids, not {drawn.codebook} codes from {drawn.first_id} on")
+        rows, columns = drawn.grid
+        if spec.max_length < len(spec.start_ids) + rows * columns:
+            what = f"the decoder has room for {spec.max_length} positions, not for {rows} x {columns} codes"
+            raise refuse(f"{what} behind {len(spec.start_ids)} others")
+        for pattern in spec.patterns:
+            if pattern.grid != drawn.grid:
+                raise refuse(f"the pattern `{pattern.name}` is of a grid {list(pattern.grid)}, not {list(drawn.grid)}")
         if codec.fixed and codec.grid != drawn.grid:
             raise refuse(f"the decoder writes a grid of {list(drawn.grid)}, the codec takes {list(codec.grid or ())}")
 
