@@ -65,6 +65,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What each of diffusers' classes takes for a number that its configuration leaves out, beside `_COMMON`."""
 
+_TRAINED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+"""Settings that say how a model was trained, rather than how it is sampled."""
+
 _BETAS: dict[str, Any] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
@@ -102,10 +105,12 @@ class Sampling:
         """Schedules of further rules, where they are not this one.
 
         Source: diffusers' ``OtherScheduler.from_config(pipeline.scheduler.config)``, which takes its own default for
-        what the configuration leaves out.
+        what the configuration leaves out; but the noise that the model was trained with is no scheduler's to choose.
         """
         names = {rule: name for name, rule in _RULES.items()}
-        found = {rule: read_schedule({**self.config, "_class_name": names[rule]}).schedule for rule in rules}
+        settings = {**_COMMON, **_DEFAULTS[self.rule]}
+        given = {**{name: settings[name] for name in _TRAINED}, **self.config}
+        found = {rule: read_schedule({**given, "_class_name": names[rule]}).schedule for rule in rules}
         return {rule: schedule for rule, schedule in found.items() if schedule != self.schedule}
 
 

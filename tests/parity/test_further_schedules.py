@@ -48,6 +48,12 @@ def test_another_scheduler_reads_the_configuration_as_diffusers_does(
     assert stage.schedule_of(rule).clip_sample == clips
 
 
+def test_the_noise_of_the_training_stays() -> None:
+    """Heun's class has betas of its own where a configuration has none."""
+    found = read_schedule({"_class_name": "DDPMScheduler"}).schedules(("heun",))["heun"]
+    assert (found.beta_start, found.beta_end, found.spacing) == (0.0001, 0.02, "linspace")
+
+
 def test_a_schedule_for_no_rule_is_refused() -> None:
     with pytest.raises(BundleError, match="a schedule for `heun`, which is none of its rules"):
         StageSpec("s", "d", (4, 8, 8), ScheduleSpec(), "ddim", 5, schedules={"heun": ScheduleSpec()})
