@@ -115,7 +115,7 @@ class Gate:
         }
 
     def _workshop(self, role: str, record: Record) -> Workshop:
-        calls = [call.inputs for call in record.calls if not call.outputs]
+        calls = [call.inputs for call in record.calls if not call.shared]
         return Workshop(role, self.bundle.graph(role), self.scratch / role, calls)
 
     def _choose(self, shops: Mapping[str, Workshop], records: Mapping[str, Record]) -> dict[str, Admitted]:

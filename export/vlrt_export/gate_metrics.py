@@ -39,7 +39,7 @@ def register(section: str) -> Callable[[Callable[[], Metric]], Callable[[], Metr
 
 def metrics_of(described: Manifest) -> dict[str, Metric]:
     """The metrics of a manifest's sections, by section."""
-    from vlrt_export import gate_captions, gate_codecs, gate_embeddings  # noqa: F401 - they register themselves
+    from vlrt_export import gate_captions, gate_codecs, gate_embeddings, gate_painting  # noqa: F401 - register themselves
 
     sections = [name for name in _METRICS if getattr(described, name, None) is not None]
     if "image_tokens" in sections:

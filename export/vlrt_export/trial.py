@@ -17,7 +17,7 @@ from vlrt.manifest import GraphSpec
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 KEPT_OF_A_SHAPE = 2
-"""Calls on record of each shape; of image graphs more are kept, for they are what ranges are found on."""
+"""Calls on record of each shape; of graphs without caches more are kept, for they are what ranges are found on."""
 
 CALIBRATING = 32
 
@@ -66,7 +66,7 @@ class Record:
     def add(self, call: Call) -> None:
         shapes = call.shapes
         self.counts[shapes] = self.counts.get(shapes, 0) + 1
-        most = CALIBRATING if not call.outputs and _is_small(call) else KEPT_OF_A_SHAPE
+        most = KEPT_OF_A_SHAPE if call.shared or not _is_small(call) else CALIBRATING
         if self.counts[shapes] <= most:
             self.calls.append(call)
 
@@ -143,6 +143,12 @@ class TrialSessions(Sessions):
         if role not in self._made:
             self._made[role] = self._make(role)
         return self._made[role]
+
+    def release(self, roles: Iterable[str]) -> None:
+        roles = list(roles)
+        super().release(roles)
+        for role in roles:
+            self._made.pop(role, None)
 
     def _make(self, role: str) -> Session:
         if role in self._replaced:

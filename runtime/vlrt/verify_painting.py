@@ -14,7 +14,7 @@ from vlrt.diffusion.request import PaintStep
 from vlrt.diffusion.sizes import Sizes
 from vlrt.diffusion.task import PaintingTask
 from vlrt.diffusion_sections import DiffusionSpec
-from vlrt.engines import EngineOptions
+from vlrt.engines import EngineOptions, Sessions
 from vlrt.errors import BundleError
 from vlrt.tasks import TASKS, task_class
 
@@ -24,13 +24,22 @@ _ORDER = ("generate", "inpaint", "upscale", "variations", "edit")
 
 
 def paint_goldens(
-    bundle: Bundle, options: EngineOptions, prompt: str, photograph: Image.Image
+    bundle: Bundle,
+    options: EngineOptions,
+    prompt: str,
+    photograph: Image.Image,
+    *,
+    sessions: Sessions | None = None,
+    seed: int = SEED,
+    most_steps: int = STEPS,
 ) -> dict[str, NDArray[Any]]:
     """What a bundle paints in two steps from a fixed seed: each stage's sample, and the picture [H, W, 3].
 
     Args:
         prompt: for bundles that read one.
         photograph: for tasks that start from one.
+        sessions: of the bundle's graphs, where others than its own are to be judged.
+        seed, most_steps: other than those of goldens.
 
     Raises:
         BundleError: the bundle serves no task that paints.
@@ -41,6 +50,8 @@ def paint_goldens(
         raise BundleError(f"the bundle `{bundle.name}` paints nothing")
     painter: Any = task_class(task, bundle)(bundle, options)
     painter.cascade.prompts.cache = PromptCache(keeps=False)  # what was computed before proves nothing
+    if sessions is not None:
+        painter.cascade.sessions = painter.cascade.prompts.sessions = sessions
     samples: dict[str, NDArray[Any]] = {}
 
     def on_step(step: PaintStep) -> None:
@@ -48,10 +59,11 @@ def paint_goldens(
 
     given = _given(task, painter, prompt if spec.prompts else "", photograph)
     few = {
-        stage.name: min(STEPS, stage.schedule.train_steps) for stage in painter.cascade.stages_from(_first(task, spec))
+        stage.name: min(most_steps, stage.schedule.train_steps)
+        for stage in painter.cascade.stages_from(_first(task, spec))
     }
     label = {"label": 0} if spec.label_input else {}
-    (painting,) = painter.batch(*given, seed=SEED, steps=few, on_step=on_step, **_size(task, spec), **label)
+    (painting,) = painter.batch(*given, seed=seed, steps=few, on_step=on_step, **_size(task, spec), **label)
     return {**samples, "picture": painting.pixels}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,8 +20,9 @@ from vlrt.engines import EngineOptions, Sessions
 from vlrt.engines.onnxruntime import OnnxRuntimeSession
 from vlrt.errors import UsageError, VlrtError
 from vlrt.tasks.caption import Captioner
+from vlrt.text import TextTruncatedWarning
 from vlrt.verify import verify
-from vlrt_export import gate
+from vlrt_export import gate, products
 from vlrt_export.bundle_writer import reduce_bundle
 from vlrt_export.calibration import Calibration, read_calibration, synthetic
 from vlrt_export.gate import GateError, Wish
@@ -281,3 +283,20 @@ def test_folders_that_cannot_judge(folder: Path, change: Callable[[Path], Any], 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         read_calibration(tmp_path / "none")
+
+
+@pytest.mark.usefixtures("fast")
+def test_painters_are_judged_by_their_pictures(
+    latent_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_FEWEST", 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextTruncatedWarning)  # a tiny context cuts the sentences
+        reduce_bundle(Bundle.open(latent_bundle), tmp_path / "reduced", wish(picture_psnr=10))
+        reduced = Bundle.open(tmp_path / "reduced")
+        found = lines(reduced)
+        assert 10 < found["gate, painting", "least PSNR with fp32's"] < 99
+        assert "int8" in {graph.precision for graph in reduced.manifest.graphs.values()}
+        assert all(measured.passed for measured in verify(reduced))
+        with pytest.raises(GateError, match=r"painting: least PSNR with fp32's is \d+\.\d+, the limit 100"):
+            reduce_bundle(Bundle.open(latent_bundle), tmp_path / "out", wish(picture_psnr=100))
