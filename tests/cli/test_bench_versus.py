@@ -26,8 +26,8 @@ def bench(command: Run, tiny_bundle_folder: Path) -> Run:
 
 
 def test_embedding_beside_openvino(bench: Run, tmp_path: Path) -> None:
-    target, html = tmp_path / "r.json", tmp_path / "r.html"
-    found = bench("embed", "--vs", "openvino,ctranslate2", "--json", target, "--html", html)
+    target, html, plot = tmp_path / "r.json", tmp_path / "r.html", tmp_path / "r.png"
+    found = bench("embed", "--vs", "openvino,ctranslate2", "--json", target, "--html", html, "--plot", plot)
     assert found.code == 0
     report = json.loads(target.read_text("utf-8"))
     versus = report["versus"]
@@ -43,6 +43,7 @@ def test_embedding_beside_openvino(bench: Run, tmp_path: Path) -> None:
     assert report["roofline"]["roofs"]["gbytes"] > 0
     assert "ctranslate2        skipped:" in found.out
     assert "openvino" in html.read_text("utf-8")
+    assert plot.stat().st_size > 1000
 
 
 def test_captions_over_beams(tiny_bundle_folder: Path) -> None:

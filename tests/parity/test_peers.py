@@ -14,9 +14,11 @@ import torch
 
 from vlrt import benchmark_worker
 from vlrt.benchmark_job import Job, Point, SkippedError
+from vlrt.zoo import Entry
 from vlrt_export.bundle_writer import write_bundle
-from vlrt_export.families import blip
+from vlrt_export.families import blip, ddpm
 from vlrt_export.peers import diffusers_peer, openvino_peer, optimum_peer, transformers_peer
+from vlrt_export.request import Request
 
 
 def beside(name: str) -> ModuleType:
@@ -80,6 +82,37 @@ def test_random_weights_are_made_again(job: Job, tmp_path: Path) -> None:
     expected = random_blip(sizes, CAPTIONING, 5).vision.state_dict()
     found = {name: tensor for name, tensor in loaded.model.named_parameters() if "patch_embedding" in name}
     assert any(torch.equal(v, e) for v in found.values() for e in expected.values() if v.shape == e.shape)
+
+
+def test_diffusers_paints_what_we_paint(tmp_path: Path) -> None:
+    import diffusers
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    sizes = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "attention_head_dim": 8}
+    unet = diffusers.UNet2DModel(**blocks, **sizes, norm_num_groups=8, in_channels=1, out_channels=1)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "checkpoint")
+    entry = Entry("ddpm", ("generate",), "")
+    write_bundle(ddpm.build(Request("tiny", entry, str(tmp_path / "checkpoint"))), tmp_path / "bundle")
+    job = Job(
+        task="generate",
+        folder=str(tmp_path / "bundle"),
+        model="tiny",
+        family="ddpm",
+        source=str(tmp_path / "checkpoint"),
+        seed=0,
+        device="cpu",
+        threads=1,
+        tokens=0,
+        inputs="",
+        prompt="",
+        steps=3,
+        prepared=str(tmp_path),
+    )
+    diffusers_peer.prepare(job)
+    ours, theirs = benchmark_worker.load(job), diffusers_peer.load(job)
+    for point in (Point(), Point(2)):
+        assert ours.run(point) == pytest.approx(theirs.run(point), abs=0.01)
 
 
 @pytest.mark.parametrize(

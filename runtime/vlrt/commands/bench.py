@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlrt.commands.bench_versus import beside_others, chosen_versus, print_versus, versus_options, write_page
+from vlrt.commands.bench_versus import (
+    beside_others,
+    chosen_versus,
+    print_versus,
+    versus_bars,
+    versus_options,
+    write_page,
+)
 from vlrt.commands.options import model_options
 from vlrt.errors import ImageError, UsageError, VlrtError
 from vlrt.whole_file import write_whole
@@ -168,4 +175,6 @@ def _draw(report: Report) -> Image.Image:
     packages = f"vlrt {report.versions['vlrt']}, onnxruntime {report.versions.get('onnxruntime', '-')}"
     note = f"{report.machine['processor']}, {report.threads} threads, {report.device}; {packages}"
     rows = [bars(f"{report.task}: {report.bundle}", "ms", times, "" if rates else note)]
+    if report.versus is not None:
+        rows.insert(0, bars("beside others (median and upper quartile)", "ms", versus_bars(report.versus)))
     return stacked([*rows, bars("throughput", "photographs/s", rates, note)] if rates else rows)

@@ -114,6 +114,16 @@ def print_versus(versus: Mapping[str, Any] | None) -> None:
         click.echo(f"  {name:18} skipped: {why}")
 
 
+def versus_bars(versus: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Median and upper quartile by side and point, for a chart."""
+    found = {}
+    for figure in versus["figures"]:
+        batch, beams = figure["point"]["batch"], figure["point"]["beams"]
+        what = f", {beams} beams" if beams > 1 else f", batch {batch}"
+        found[figure["side"] + what] = (figure["median"], figure["high"])
+    return found
+
+
 def write_page(documents: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Writes benchmarks as one HTML page.
 
