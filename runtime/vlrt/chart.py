@@ -17,7 +17,9 @@ _WIDTH = 820
 _LABEL = 200
 
 
-def bars(title: str, unit: str, values: Mapping[str, tuple[float, float]], footnote: str = "") -> Image.Image:
+def bars(
+    title: str, unit: str, values: Mapping[str, tuple[float, float]], footnote: str = "", larger_name: str = "p95"
+) -> Image.Image:
     """Horizontal bars: for each name a value, and a second, larger one (the 95th percentile) in a paler tone behind.
 
     Args:
@@ -25,6 +27,7 @@ def bars(title: str, unit: str, values: Mapping[str, tuple[float, float]], footn
         unit: of all values, written behind each.
         values: name -> (value, larger value); the latter may equal the former.
         footnote: a line below.
+        larger_name: what the larger values are.
     """
     height = 3 * _MARGIN + 20 + _ROW * len(values) + (20 if footnote else 0)
     sheet = Image.new("RGB", (_WIDTH, height), _PAPER)
@@ -38,7 +41,7 @@ def bars(title: str, unit: str, values: Mapping[str, tuple[float, float]], footn
         pen.text((_MARGIN, top + 3), name, fill=_INK, font=font)
         for length, colour in ((larger, _PALE), (value, _BAR)):
             pen.rectangle((_LABEL, top, _LABEL + max(1, round(room * length / longest)), top + _ROW - 10), fill=colour)
-        text = f"{value:,.1f} {unit}" + (f"  (p95 {larger:,.1f})" if larger != value else "")
+        text = f"{value:,.1f} {unit}" + (f"  ({larger_name} {larger:,.1f})" if larger != value else "")
         pen.text((_LABEL + round(room * larger / longest) + 8, top + 3), text, fill=_INK, font=font)
     if footnote:
         pen.text((_MARGIN, height - _MARGIN - 6), footnote, fill=_SOFT, font=small)

@@ -176,5 +176,5 @@ def _draw(report: Report) -> Image.Image:
     note = f"{report.machine['processor']}, {report.threads} threads, {report.device}; {packages}"
     rows = [bars(f"{report.task}: {report.bundle}", "ms", times, "" if rates else note)]
     if report.versus is not None:
-        rows.insert(0, bars("beside others (median and upper quartile)", "ms", versus_bars(report.versus)))
+        rows.insert(0, bars("beside others", "ms", versus_bars(report.versus), larger_name="p75"))
     return stacked([*rows, bars("throughput", "photographs/s", rates, note)] if rates else rows)
