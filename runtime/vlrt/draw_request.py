@@ -12,6 +12,9 @@ from typing import Any
 from vlrt.errors import UsageError
 from vlrt.image import ImageLike
 
+STAGE = "codes"
+"""The only stage there is, as progress names it."""
+
 _MOST = 1024
 _LARGEST_SEED = 2**64 - 1
 
@@ -77,7 +80,10 @@ class DrawRequest:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean `{near[0]}`?" if near else "this bundle draws code by code, not by diffusion"
                 raise UsageError(f"there is no option `{name}` here", hint)
-        return cls(**options)
+        given = dict(options)
+        if isinstance(given.get("guidance"), Mapping):
+            given["guidance"] = _of_codes(given["guidance"])
+        return cls(**given)
 
     @property
     def first_seed(self) -> int:
@@ -118,3 +124,9 @@ class DrawRequest:
             if isinstance(getattr(self, name), (str, os.PathLike)):
                 values[name] = os.fspath(getattr(self, name))
         return values | ({"greedy": True} if self.greedy else {})
+
+
+def _of_codes(stages: Mapping[str, float]) -> float:
+    if list(stages) != [STAGE]:
+        raise UsageError(f"this bundle has no stages {', '.join(stages)}", f"`{STAGE}` is the only one")
+    return stages[STAGE]

@@ -117,6 +117,7 @@ def test_a_request_says_what_makes_its_pictures_again() -> None:
     request = DrawRequest.of({"candidates": 8, "keep": 2, "seed": 7, "top_k": 9, "rank": "clip"})
     assert request.parameters() == {"seed": 7, "candidates": 8, "keep": 2, "top_k": 9, "rank": "clip"}
     assert DrawRequest.of(request.parameters()) == request
+    assert DrawRequest.of({"guidance": {"codes": 3.0}}).guidance == 3.0
     assert (DrawRequest(count=3).kept, DrawRequest(count=3).drawn) == (3, 3)
     assert DrawRequest().seed != DrawRequest().seed
 
@@ -136,6 +137,7 @@ def test_rows_of_a_photograph(rows: int | None, grid: tuple[int, int], kept: int
         ({"keep": 5, "candidates": 4}, "5 pictures are to be kept of 4"),
         ({"seed": 2**64}, "does not fit 64 bits"),
         ({"rows": 3}, "add `complete`"),
+        ({"guidance": {"latents": 3.0}}, "no stages latents\nhint: `codes` is the only one"),
     ],
 )
 def test_requests_that_cannot_be_meant(options: dict[str, Any], message: str) -> None:

@@ -139,10 +139,11 @@ def _decode_spec(model: DalleModel) -> DecodeSpec:
 
 
 def _warpers(model: DalleModel) -> dict[str, float]:
-    """Of the references' own examples: ru-dalle draws from 2,048 codes, DALLE-pytorch's script from a tenth of all."""
+    """Of the references: ru-dalle's examples draw from 2,048 codes, DALLE-pytorch's script from a tenth of all ids."""
     if model.lowercase:
         return {"top_k": min(2048, model.sizes.codebook), "top_p": 0.995}
-    return {"top_k": max(1, model.sizes.codebook // 10)}
+    every = model.sizes.words + model.sizes.codebook
+    return {"top_k": max(1, min(model.sizes.codebook, every // 10))}
 
 
 def _source(request: Request, model: DalleModel) -> Source:

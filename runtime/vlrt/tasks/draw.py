@@ -18,7 +18,7 @@ from vlrt.codec import PictureCodec
 from vlrt.decode import DecodeOptions, Hypothesis, StepBuffers, StepModel, generate
 from vlrt.diffusion.memory import available
 from vlrt.diffusion.request import CancelledError, PaintHooks, PaintStep
-from vlrt.draw_request import DrawRequest
+from vlrt.draw_request import STAGE, DrawRequest
 from vlrt.embedding import DualEncoder
 from vlrt.engines import Array, EngineOptions, Sessions
 from vlrt.errors import BundleError, UsageError
@@ -28,7 +28,6 @@ from vlrt.text import TextCodec
 
 Codes = NDArray[np.int64]
 _HOOKS = ("on_step", "should_cancel")
-_STAGE = "codes"
 _PAINTED_AT_ONCE = 4
 _GREY = (128, 128, 128)
 _WARPERS = ("temperature", "top_k", "top_p")
@@ -210,7 +209,7 @@ class _Drawing:
     def _tell(self, row: int, on_step: Callable[[PaintStep], object]) -> None:
         grid_rows, columns = self.drawer.drawn.grid
         sample = self.codes.reshape(len(self.codes), grid_rows, columns).astype(np.float32)
-        on_step(PaintStep(_STAGE, row, grid_rows, 0, 1, sample, lambda: self._preview(row)))
+        on_step(PaintStep(STAGE, row, grid_rows, 0, 1, sample, lambda: self._preview(row)))
 
     def _preview(self, row: int) -> Image.Image:
         """All candidates so far, grey below the row."""
