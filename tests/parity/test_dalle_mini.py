@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vlrt import zoo
 from vlrt.bundle import Bundle
 from vlrt.codec import PictureCodec
 from vlrt.decode import DecodeOptions, StepModel, generate
@@ -27,13 +28,16 @@ from vlrt.verify import verify
 from vlrt.zoo import Entry
 from vlrt_export import vqgan_layout, weight_layout
 from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.calibration import synthetic
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.dalle_mini_checkpoint import START, load_dalle_mini, open_files
 from vlrt_export.dalle_mini_reference import plain_ids, plain_states
 from vlrt_export.dalle_mini_tokenizer import make_tokenizer
 from vlrt_export.families import dalle_mini as family
+from vlrt_export.gate_metrics import metrics_of
 from vlrt_export.hub import Snapshot
 from vlrt_export.request import Request
+from vlrt_export.trial import TrialSessions
 from vlrt_export.vqgan_checkpoint import load_vqgan, random_vqgan
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "dalle_mini.npz"
@@ -220,6 +224,20 @@ def test_random_weights_draw_and_complete_photographs(tmp_path: Path) -> None:
     assert painted.picture.size == (16, 16)
     assert np.asarray(painted.picture).std() > 0
     assert "tokenize" in plan.tasks
+
+
+def test_reduced_precision_is_judged_by_the_codes_that_follow(bundle: Bundle) -> None:
+    metrics = metrics_of(bundle.manifest)
+    assert set(metrics) == {"codec", "image_tokens"}
+    data, metric, limits = synthetic(), metrics["image_tokens"], zoo.zoo().gate
+    expected = metric.observe(bundle, TrialSessions(bundle), data, None)
+    assert expected.greedy == expected.followed
+    again = metric.observe(bundle, TrialSessions(bundle), data, expected)
+    (line,) = metric.compare(expected, again, data, limits)
+    assert (line.value, line.passed) == (1, True)
+    other = replace(expected, followed=[[code + (place % 2) for place, code in enumerate(c)] for c in again.followed])
+    (line,) = metric.compare(expected, other, data, limits)
+    assert (line.value, line.passed) == (0.5, False)
 
 
 def test_photographs_cannot_be_completed_without_a_tokenizer(bundle: Bundle) -> None:
