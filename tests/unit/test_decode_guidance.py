@@ -8,8 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlrt.decode import DecodeOptions, Hypothesis, Loop, LoopShape, RowTensor, StepBuffers, Task, decode
+from vlrt.decode import (
+    DecodeOptions,
+    Hypothesis,
+    Loop,
+    LoopShape,
+    RowTensor,
+    StepBuffers,
+    StepModel,
+    Task,
+    decode,
+    generate,
+)
 from vlrt.errors import UsageError, VlrtError
+from vlrt.manifest import DecodeSpec, GraphSpec, StateSpec, TensorSpec
 
 VOCABULARY, END, WIDTH = 30, 1, 6
 rng = np.random.default_rng(5)
@@ -163,6 +175,33 @@ def test_lanes_that_do_not_fit_are_refused(change: dict[str, Any], message: str)
     task = replace(Task([[0]], (END,), values(1, 1), unconditional=values(1, 2)), **change)
     with pytest.raises(VlrtError, match=message):
         decode(loop(1, GREEDY, 2), step, task, GREEDY)
+
+
+class Refusing:
+    """A session that must not be called."""
+
+    def __init__(self, *inputs: str) -> None:
+        given = (TensorSpec("token", "int64", ("rows",)), *(TensorSpec(n, "float32", ("rows", WIDTH)) for n in inputs))
+        self.spec = GraphSpec("step.onnx", "fp32", given, (TensorSpec("logits", "float32", ("rows", VOCABULARY)),))
+
+    def run(self, **arrays: Any) -> dict[str, Any]:
+        pytest.fail("the model was called")
+
+    def bind(self, inputs: Any, outputs: Any) -> Any:
+        pytest.fail("the model was bound")
+
+
+@pytest.mark.parametrize(
+    ("state", "initial", "message"),
+    [
+        (StateSpec("kv_concat", "past", "present"), {}, "exported by others and is not guided"),
+        (StateSpec("memory", "image"), {"image": values(1, 1)["image"]}, "what the model makes of an empty prompt"),
+    ],
+)
+def test_models_that_cannot_be_guided(state: StateSpec, initial: dict[str, Any], message: str) -> None:
+    spec = DecodeSpec(("chain",), "step", VOCABULARY, (0,), (END,), 0, (state,), max_length=20)
+    with pytest.raises(UsageError, match=message):
+        generate(StepModel(spec, Refusing(state.input)), initial, GREEDY, prompts=[[0]])
 
 
 def test_a_scale_must_be_a_number() -> None:
