@@ -168,6 +168,7 @@ void register_buffers(py::class_<Decoder>& decoder) {
       .def_property_readonly("past_lengths", flat(&Decoder::past_lengths, false))
       .def_property_readonly("new_lengths", flat(&Decoder::new_lengths, false))
       .def_property_readonly("last_positions", flat(&Decoder::last_positions, false))
+      .def_property_readonly("sources", flat(&Decoder::sources, false))
       .def_property_readonly(
           "total_length",
           [](const py::object& self) { return view(self.cast<Decoder&>().total_length(), {1}, self); })

@@ -63,6 +63,7 @@ Decoder::Decoder(LoopShape shape)
       new_lengths_(shape_.max_rows * sizeof(std::int32_t)),
       last_positions_(shape_.max_rows * sizeof(std::int32_t)),
       total_length_(sizeof(std::int32_t)),
+      sources_(shape_.max_rows * sizeof(std::int32_t)),
       logits_(shape_.max_rows * shape_.vocabulary * sizeof(float)),
       processed_(shape_.max_rows * shape_.vocabulary * sizeof(float)),
       maxima_(shape_.max_rows * block_count(shape_.vocabulary) * sizeof(float)),
@@ -161,6 +162,7 @@ void Decoder::begin(const Request& request) {
   emitted_.assign(images, 0);
   live_.assign(images, 1);
   rows_per_image_ = 1;
+  parents_.clear();
   fill_slots(request);
   searches_.clear();
   for (std::size_t image = 0; image < images; ++image) searches_.push_back(make_search(request));

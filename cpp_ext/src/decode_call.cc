@@ -97,6 +97,7 @@ void Decoder::fill_lengths(const StepSize& size) {
   for (std::size_t row = 0; row < size.rows; ++row) {
     const std::int32_t past = filled_[row], total = past + new_lengths()[row];
     past_lengths()[row] = past;
+    sources()[row] = row < parents_.size() ? parents_[row] : static_cast<std::int32_t>(row);
     last_positions()[row] = total - 1;
     longest = std::max(longest, total);
     for (std::size_t i = 0; i < size.width; ++i) {

@@ -123,6 +123,8 @@ class Decoder {
   std::int32_t* last_positions() { return last_positions_.as<std::int32_t>(); }  // [rows] past + new - 1
   std::int32_t* total_length() { return total_length_.as<std::int32_t>(); }      // [1] longest past + new
   float* logits() { return logits_.as<float>(); }                                // [rows, vocabulary]
+  // [rows]: which row of the call before each one continues; its own number where there was none.
+  std::int32_t* sources() { return sources_.as<std::int32_t>(); }
   std::int32_t* pattern_last(std::size_t index) { return pattern_last_[index].as<std::int32_t>(); }  // [rows]
   std::int32_t* pattern_total(std::size_t index) { return pattern_total_[index].as<std::int32_t>(); }  // [1]
   KvCache& cache(std::size_t index) { return caches_[index]; }
@@ -167,7 +169,7 @@ class Decoder {
   std::size_t row_count() const { return slots_.size() * rows_per_slot(); }
 
   LoopShape shape_;
-  AlignedBuffer tokens_, positions_, past_lengths_, new_lengths_, last_positions_, total_length_;
+  AlignedBuffer tokens_, positions_, past_lengths_, new_lengths_, last_positions_, total_length_, sources_;
   AlignedBuffer logits_, processed_, maxima_;
   std::vector<WindowPlan> plans_;
   std::vector<AlignedBuffer> pattern_last_, pattern_total_;

@@ -13,6 +13,7 @@ import numpy as np
 from vlrt.decode.buffers import Array, LoopShape, RowTensor, StepBuffers
 from vlrt.decode.loop import Loop
 from vlrt.decode.options import DecodeOptions
+from vlrt.decode.resident import DeviceStepSession, ResidentStates
 from vlrt.errors import BundleError, UsageError
 from vlrt.manifest import DecodeSpec, GraphSpec, StateSpec, TensorSpec
 
@@ -89,11 +90,17 @@ class StepModel:
                 self._idle.append(bound)
                 del self._idle[:-_IDLE_LOOPS]
 
+    def holds(self, shape: LoopShape) -> bool:
+        """Whether a loop that is large enough lies ready, so that nothing need be allocated."""
+        with self._lock:
+            return any(_serves(bound.loop.shape, shape) for bound in self._idle)
+
     def _take(self, shape: LoopShape) -> BoundLoop:
         with self._lock:
             for bound in self._idle:
                 if _serves(bound.loop.shape, shape):
                     self._idle.remove(bound)
+                    bound.restart()
                     return bound
         return BoundLoop(self, Loop(shape))
 
@@ -134,6 +141,7 @@ class StepModel:
             shifts=tuple(
                 replace(_row_tensor(graph.input(s.input), axes), pattern=s.pattern) for s in states if s.kind == "shift"
             ),
+            on_device=isinstance(self.session, DeviceStepSession),
         )
 
     def _positions(self, needed: int) -> int:
@@ -169,6 +177,16 @@ class BoundLoop:
         self.loop = loop
         self._model = model
         self._bound: dict[tuple[int, int, int], Callable[[], None]] = {}
+        session = model.session
+        self._resident: ResidentStates | None = None
+        if isinstance(session, DeviceStepSession):
+            self._resident = ResidentStates(session, model.spec, loop.shape)
+            self._whole = loop.buffers(loop.shape.max_rows, 1, loop.shape.max_images)
+
+    def restart(self) -> None:
+        """Another run begins."""
+        if self._resident is not None:
+            self._resident.restart()
 
     def __call__(self, buffers: StepBuffers) -> None:
         """One forward pass over `buffers`."""
@@ -176,6 +194,8 @@ class BoundLoop:
         run = self._bound.get(key)
         if run is None:
             run = self._bound[key] = self._bind(buffers)
+        if self._resident is not None:
+            self._resident.prepare(buffers, self._whole)
         run()
 
     def _bind(self, buffers: StepBuffers) -> Callable[[], None]:
@@ -191,10 +211,10 @@ class BoundLoop:
                 outputs[spec.name] = _unused_output(spec, graph.input(model.spec.token), buffers)
         return model.session.bind({name: inputs[name] for name in names}, outputs)
 
-    def _named(self, buffers: StepBuffers) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _named(self, buffers: StepBuffers) -> tuple[dict[str, Any], dict[str, Any]]:
         spec = self._model.spec
         flat = len(self._model.session.spec.input(spec.token).shape) == 1
-        inputs: dict[str, Array] = {
+        inputs: dict[str, Any] = {
             spec.token: buffers.tokens[:, 0] if flat else buffers.tokens,
             "position": buffers.positions[:, 0] if flat else buffers.positions,
             "past_length": buffers.past_lengths,
@@ -206,12 +226,15 @@ class BoundLoop:
         inputs |= {f"total_length.{name}": array for name, array in buffers.pattern_total.items()}
         for given in (buffers.states, buffers.caches, buffers.memory, buffers.noise):
             inputs |= given
-        outputs: dict[str, Array] = {spec.logits: buffers.logits, **buffers.records}
+        outputs: dict[str, Any] = {spec.logits: buffers.logits, **buffers.records}
         for state in spec.states:
-            if state.kind in ("recurrent", "shift"):
+            if state.input in buffers.next_states:
                 outputs[state.output] = buffers.next_states[state.input]
-            elif state.kind == "kv":
+            elif state.input in buffers.caches:
                 outputs[state.output] = buffers.caches[state.input]
+        if self._resident is not None:
+            inputs |= self._resident.inputs(buffers)
+            outputs |= self._resident.outputs(buffers)
         return inputs, outputs
 
 

@@ -49,6 +49,7 @@ class LoopShape:
         memory: tensors with one row per image.
         noise: float32 tensors filled with uniforms in [0, 1) before every call.
         records: step outputs kept for every word.
+        on_device: whether whoever runs the steps keeps the caches that have no pattern, see `StepBuffers.sources`.
     """
 
     vocabulary: int
@@ -63,6 +64,12 @@ class LoopShape:
     records: tuple[RowTensor, ...] = ()
     patterns: tuple[PatternSpec, ...] = ()
     shifts: tuple[RowTensor, ...] = ()
+    on_device: bool = False
+
+    @property
+    def own_caches(self) -> tuple[RowTensor, ...]:
+        """Caches that the loop allocates."""
+        return tuple(cache for cache in self.caches if cache.pattern or not self.on_device)
 
     def __post_init__(self) -> None:
         names = {pattern.name for pattern in self.patterns}
@@ -107,6 +114,8 @@ class StepBuffers:
         past_lengths, new_lengths, last_positions: [R] int32: filled positions before the call, tokens of this
             call (shorter prompts stand at the left), and the sum of both less one.
         total_length: [1] int32, longest past + new.
+        sources: [R] int32, the row of the call before that each row continues, its own number where there was none. The
+            states in these buffers have moved already; a step that keeps states elsewhere has to follow.
         pattern_last, pattern_total: the last two for the caches of each pattern: where the last token stands in them,
             and how many of their positions are filled after the call.
         logits: [R, vocabulary] float32, of each row's last token.
@@ -121,6 +130,7 @@ class StepBuffers:
     new_lengths: Array
     last_positions: Array
     total_length: Array
+    sources: Array
     logits: Array
     caches: Mapping[str, Array]
     states: Mapping[str, Array]

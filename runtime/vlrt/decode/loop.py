@@ -93,7 +93,9 @@ class Loop:
             max_steps=shape.max_steps,
             max_width=shape.max_width,
             patterns=[(pattern.name, pattern.text, pattern.visible()) for pattern in shape.patterns],
-            caches=[(c.name, *c.shape, np.dtype(c.dtype).itemsize, _place(c, shape.patterns)) for c in shape.caches],
+            caches=[
+                (c.name, *c.shape, np.dtype(c.dtype).itemsize, _place(c, shape.patterns)) for c in shape.own_caches
+            ],
             recurrent=_rows(shape.recurrent),
             shifts=[_shift(state, shape.patterns) for state in shape.shifts],
             memory=_rows(shape.memory),
@@ -121,8 +123,9 @@ class Loop:
             new_lengths=decoder.new_lengths[:rows],
             last_positions=decoder.last_positions[:rows],
             total_length=decoder.total_length,
+            sources=decoder.sources[:rows],
             logits=decoder.logits[:rows],
-            caches={t.name: _typed(decoder.cache(t.name), t, rows) for t in shape.caches},
+            caches={t.name: _typed(decoder.cache(t.name), t, rows) for t in shape.own_caches},
             states={t.name: _typed(decoder.state_input(t.name), t, rows) for t in shape.recurrent}
             | {t.name: _typed(decoder.shift_input(t.name), t, rows) for t in shape.shifts},
             next_states={t.name: _typed(decoder.state_output(t.name), t, rows) for t in shape.recurrent}

@@ -71,6 +71,7 @@ def _fill(buffers: StepBuffers, place: int, tokens: Sequence[int]) -> None:
     buffers.tokens[:, 0], buffers.positions[:, 0] = tokens, place
     buffers.past_lengths[:], buffers.new_lengths[:], buffers.last_positions[:] = place, 1, place
     buffers.total_length[:] = place + 1
+    buffers.sources[:] = np.arange(buffers.rows)
 
 
 def _log_probabilities(logits: Array, chosen: Sequence[Sequence[int]]) -> NDArray[np.float64]:
