@@ -170,6 +170,26 @@ def test_bf16_rounds_and_fp32_does_not(tmp_path: Path) -> None:
     assert engine.devices()["openvino:CPU"] == "bf16"
 
 
+def test_timesteps_are_not_rounded_to_bf16(tmp_path: Path) -> None:
+    """999 would be 1000, and its embedding that of another time."""
+    nodes = [helper.make_node("Sin", ["x"], ["s"]), helper.make_node("MatMul", ["s", "w"], ["y"])]
+    weight = np.eye(16, dtype=np.float32)
+    model = one_node(nodes[0], [onnx.numpy_helper.from_array(weight, "w")])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, tmp_path / "graph.onnx")
+    x = np.full((2, 16), 999, np.float32) - np.arange(16, dtype=np.float32)
+    for device in ("openvino:CPU", "openvino:CPU:bf16", "openvino:CPU:fp32"):
+        session = engine.OpenVinoSession(one_node_spec(), tmp_path / "graph.onnx", EngineOptions(device, threads=1))
+        np.testing.assert_allclose(session.run(x=x)["y"], np.sin(x), atol=1e-2)
+        times, found = np.zeros_like(x), np.zeros_like(x)
+        run = session.bind({"x": times}, {"y": found})
+        for shift in (0, 3):
+            times[...] = x - shift
+            run()
+            np.testing.assert_allclose(found, np.sin(x - shift), atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("device", "kind", "message", "hint"),
     [

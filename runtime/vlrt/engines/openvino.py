@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -15,21 +15,16 @@ from typing import Any, cast
 
 import numpy as np
 
+from vlrt.engines.openvino_model import Cut, check_signature, cut, read_model, reason
 from vlrt.engines.session import Array, EngineOptions, check_inputs, check_outputs
-from vlrt.errors import BundleError, EngineError, UsageError
+from vlrt.errors import EngineError, UsageError
 from vlrt.manifest import GraphSpec
-from vlrt.onnx_signature import signature
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """Last part of the device string -> OpenVINO's name; left out, the device decides: bf16 where the CPU has it."""
 
 _IMPORTING = threading.Lock()
 _INSTALL = "pip install 'vlrt[openvino]'"
-_READS_CACHES_OTHERWISE = "GroupQueryAttention"
-"""OpenVINO takes it, but attends over the whole buffer of a cache, filled or not."""
-_BAD_GRAPH = "copy the bundle again, or export it again"
-_LEFT_OUT = re.compile(r"No conversion rule found for operations:\s*(.+)")
-_LOCATION = re.compile(r"^(Exception from |Check '|FrontEnd API failed|\[ ?[A-Z]+ ?\] *$)")
 
 
 def load_library() -> ModuleType:
@@ -86,14 +81,18 @@ class OpenVinoSession:
         device, precision = _parse(options.device)
         core = library.Core()
         _check_device(core, device, options.device)
-        model = _read(core, path)
-        _check_signature(model, spec)
+        model = read_model(core, path)
+        check_signature(model, spec)
+        settings = _settings(device, precision, options)
+        parts = Cut(model) if precision == PRECISIONS["fp32"] else cut(library, core, path, model)
         try:
-            self._model = core.compile_model(model, device, _settings(device, precision, options))
+            self._model = core.compile_model(parts.body, device, settings)
+            exact = settings | {"INFERENCE_PRECISION_HINT": PRECISIONS["fp32"]}
+            self._head = core.compile_model(parts.head, device, exact) if parts.waves else None
         except Exception as error:  # noqa: BLE001 - openvino raises RuntimeError and kinds of its own alike
-            raise EngineError(f"`{path.name}` cannot be compiled for `{options.device}`: {_reason(error)}") from None
-        self._tensor = library.Tensor
-        self._idle: list[Any] = []
+            raise EngineError(f"`{path.name}` cannot be compiled for `{options.device}`: {reason(error)}") from None
+        self._parts, self._tensor = parts, library.Tensor
+        self._idle: list[_Request] = []
         self._lock = threading.Lock()
         self._profile = options.profile / f"{path.stem}.openvino.json" if options.profile is not None else None
         self._calls: list[list[dict[str, Any]]] = []
@@ -105,7 +104,7 @@ class OpenVinoSession:
         kept = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         self._set(request, kept)
         self._infer(request)
-        found = {t.name: np.array(request.get_tensor(self._model.output(t.name)).data) for t in self.spec.outputs}
+        found = {t.name: np.array(request.body.get_tensor(self._model.output(t.name)).data) for t in self.spec.outputs}
         with self._lock:
             self._idle.append(request)
         return found
@@ -116,10 +115,10 @@ class OpenVinoSession:
         for name, array in (*inputs.items(), *outputs.items()):
             if not array.flags.c_contiguous:
                 raise EngineError(f"buffer `{name}` is not C-contiguous")
-        request = self._model.create_infer_request()
+        request = self._request()
         self._set(request, inputs)
         for name, array in outputs.items():
-            request.set_tensor(self._model.output(name), self._shared(array))
+            request.body.set_tensor(self._model.output(name), self._tensor(array, shared_memory=True))
         return _BoundRun(partial(self._infer, request), (dict(inputs), dict(outputs)))
 
     def end_profile(self) -> Path:
@@ -129,28 +128,47 @@ class OpenVinoSession:
         self._profile.write_text(json.dumps([event for call in self._calls for event in call]), "utf-8")
         return self._profile
 
-    def _take(self) -> Any:
+    def _take(self) -> _Request:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return self._model.create_infer_request()
+        return self._request()
 
-    def _set(self, request: Any, inputs: Mapping[str, Array]) -> None:
+    def _request(self) -> _Request:
+        head = self._head.create_infer_request() if self._head is not None else None
+        return _Request(self._model.create_infer_request(), head, [self._model.input(w) for w in self._parts.waves])
+
+    def _set(self, request: _Request, inputs: Mapping[str, Array]) -> None:
         for name, array in inputs.items():
-            request.set_tensor(self._model.input(name), self._shared(array))
+            shared = self._tensor(_writable(array), shared_memory=True)
+            request.body.set_tensor(self._model.input(name), shared)
+            if self._head is not None and name in self._parts.inputs:
+                request.head.set_tensor(self._head.input(name), shared)
 
-    def _shared(self, array: Array) -> Any:
-        """The array's own memory as a tensor."""
-        return self._tensor(array if array.flags.writeable else np.asarray(_Unlocked(array)), shared_memory=True)
-
-    def _infer(self, request: Any) -> None:
+    def _infer(self, request: _Request) -> None:
         try:
-            request.infer(share_outputs=True)
+            request()
         except Exception as error:  # noqa: BLE001 - see above
-            raise EngineError(f"`{self.spec.file}` failed: {_reason(error)}") from None
+            raise EngineError(f"`{self.spec.file}` failed: {reason(error)}") from None
         if self._profile is not None:
             with self._lock:
-                self._calls.append(_events(request.get_profiling_info(), len(self._calls)))
+                self._calls.append(_events(request.body.get_profiling_info(), len(self._calls)))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One call at a time of a model and of its head, whose outputs go to the model's inputs `waves`."""
+
+    body: Any
+    head: Any
+    waves: list[Any]
+
+    def __call__(self) -> None:
+        if self.head is not None:
+            self.head.infer(share_outputs=True)
+            for number, wave in enumerate(self.waves):
+                self.body.set_tensor(wave, self.head.get_output_tensor(number))
+        self.body.infer(share_outputs=True)
 
 
 class _BoundRun:
@@ -172,6 +190,10 @@ class _Unlocked:
         self.__array_interface__ = described | {"data": (described["data"][0], False)}
 
 
+def _writable(array: Array) -> Array:
+    return array if array.flags.writeable else np.asarray(_Unlocked(array))
+
+
 def _parse(device: str) -> tuple[str, str]:
     """OpenVINO's device and precision of a device string ``openvino[:DEVICE[:PRECISION]]``."""
     _, *parts = device.split(":")
@@ -189,49 +211,11 @@ def _check_device(core: Any, name: str, asked: str) -> None:
         raise EngineError(f"device `{asked}` cannot be had: this OpenVINO finds {have}", "use one of those, or `cpu`")
 
 
-def _read(core: Any, path: Path) -> Any:
-    """The model in a file; not by the front end's own Python class, which reports to its makers as well."""
-    signature(path)  # on a file that is no ONNX graph OpenVINO tries its other readers, loudly
-    try:
-        model = core.read_model(path)
-    except Exception as error:  # noqa: BLE001 - see above
-        left_out = _LEFT_OUT.search(str(error))
-        if left_out:
-            raise _refused(path, left_out[1].removeprefix("com.microsoft.")) from None
-        raise BundleError(f"`{path.name}` cannot be loaded by openvino: {_reason(error)}", _BAD_GRAPH) from None
-    if any(node.get_type_name() == _READS_CACHES_OTHERWISE for node in model.get_ops()):
-        raise _refused(path, _READS_CACHES_OTHERWISE)
-    return model
-
-
-def _refused(path: Path, operator: str) -> EngineError:
-    what = f"`{path.name}` has the operator `{operator}`, which is ONNX Runtime's own; OpenVINO cannot run it"
-    return EngineError(what, "use `--device cpu` for this bundle")
-
-
 def _settings(device: str, precision: str, options: EngineOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "PERF_COUNT": options.profile is not None}
     if device == "CPU":
         settings |= {"INFERENCE_NUM_THREADS": options.thread_count, "NUM_STREAMS": 1}
     return settings | ({"INFERENCE_PRECISION_HINT": precision} if precision else {})
-
-
-def _check_signature(model: Any, spec: GraphSpec) -> None:
-    """The graph must be what the manifest says, or buffers bound by the manifest would be overrun."""
-    for kind, found, expected in (("inputs", model.inputs, spec.inputs), ("outputs", model.outputs, spec.outputs)):
-        have = {name: port for port in found for name in port.names}
-        want = {t.name: t for t in expected}
-        if not set(want) <= set(have) or len(found) != len(want):
-            raise BundleError(f"`{spec.file}` has the {kind} {sorted(have)}, the manifest says {sorted(want)}")
-        for name, tensor in want.items():
-            shape, dtype = have[name].partial_shape, np.dtype(have[name].element_type.to_dtype())
-            sizes = [a.get_length() if a.is_static else None for a in shape] if shape.rank.is_static else None
-            fits = sizes is None or len(sizes) == len(tensor.shape)
-            # What OpenVINO works out of an axis that the manifest names may be a size, never the other way round.
-            fits = fits and all(a in (None, b) for a, b in zip(sizes or (), tensor.shape) if isinstance(b, int))
-            if not fits or dtype != np.dtype(tensor.dtype):
-                what = f"`{name}` of `{spec.file}` is {dtype} {shape}"
-                raise BundleError(f"{what}, the manifest says {tensor.dtype} {list(tensor.shape)}")
 
 
 def _events(nodes: Any, call: int) -> list[dict[str, Any]]:
@@ -247,10 +231,3 @@ def _events(nodes: Any, call: int) -> list[dict[str, Any]]:
                        "dur": duration, "args": named})  # fmt: skip
         start += duration
     return events
-
-
-def _reason(error: Exception) -> str:
-    """The line that says what happened; before it come the places in OpenVINO's source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not _LOCATION.match(line)]
-    return (telling or lines or [type(error).__name__])[0][:300]
