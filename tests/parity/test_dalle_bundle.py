@@ -150,6 +150,9 @@ def test_candidates_beyond_memory(drawer: Drawer, monkeypatch: pytest.MonkeyPatc
     fit = int(str(refused.value).rpartition(" ")[2])
     assert 1 <= fit < 900
     assert drawer.batch("w1", candidates=fit, keep=1)
+    monkeypatch.setattr("vlrt.tasks.draw.available", lambda: 0)
+    assert drawer.batch("w1", candidates=fit, keep=1), "its memory is there already"
+    monkeypatch.setattr("vlrt.tasks.draw.available", lambda: 600_000)
     with pytest.raises(VlrtError, match=f"{fit + 1} candidates"):
         drawer.batch("w1", candidates=fit + 1, keep=1)
 

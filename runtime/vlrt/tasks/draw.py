@@ -133,7 +133,7 @@ class Drawer:
     def check_memory(self, initial: Mapping[str, Array], prompt: list[int], options: DecodeOptions) -> None:
         """Raises `UsageError` where the candidates do not fit into memory, and says how many do."""
         shape, free = self.step_model.shape(initial, [prompt], options), available()
-        if free is None or shape.total_bytes <= free:
+        if free is None or shape.total_bytes <= free or self.step_model.holds(shape):
             return
         each = shape.row_bytes * options.lanes
         fit = max(0, (free - (shape.total_bytes - shape.max_rows * shape.row_bytes)) // each)
