@@ -1,6 +1,7 @@
 """CLIP side by side: image embeddings of a bundle against transformers' eager `CLIPModel`, in alternating runs.
 
     vlrt export clip-vit-b-32 --random -o BUNDLE
+    vlrt export clip-vit-b-32 --source BUNDLE --precision int8 -o clip-vit-b-32-int8
     python benchmarks/clip_image.py BUNDLE [--threads N] [--repeats N] [--json FILE]
 
 The reference has the sizes of the bundle's own graph, taken from the zoo by the bundle's name, and random weights: both
@@ -38,6 +39,9 @@ _PAUSE = 0.05
 """Seconds before each run: the other side's idle threads spin for a while after theirs and would take a core."""
 
 _WARMUP = 3
+
+REDUCED = ("fp16", "int8", "int4", "auto")
+"""Endings of the names of reduced bundles."""
 
 
 def alternate(sides: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -131,7 +135,8 @@ def main() -> None:
     engine = EngineOptions(threads=options.threads)
     torch.set_num_threads(engine.thread_count)
     bundle = Bundle.open(options.bundle)
-    entry = zoo.zoo().models.get(bundle.name)
+    model, _, ending = bundle.name.rpartition("-")
+    entry = zoo.zoo().models.get(model if ending in REDUCED else bundle.name)
     if entry is None or "patch_size" not in entry.options:
         raise UsageError(f"`{bundle.name}` is no vision transformer of the zoo", "export clip-vit-b-32 under that name")
     reference = transformers_clip(random_clip(entry.options, 0), None)

@@ -1,6 +1,6 @@
 """Milliseconds per step of a GPT-2-size decoder (12 x 768, 50,257 words, random weights) beside the memory's limit.
 
-    python benchmarks/decoder_step.py [--threads 2] [--past 20]
+    python benchmarks/decoder_step.py [--threads 2] [--past 20] [--precision fp32|int8|int8-blocks|int4]
 
 The limit is what one step must read, over the read bandwidth measured in the same run.
 """
@@ -8,22 +8,28 @@ The limit is what one step must read, over the read bandwidth measured in the sa
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from vlrt.engines import EngineOptions
 from vlrt.engines.onnxruntime import OnnxRuntimeSession
 from vlrt_export.bundle_writer import write_graph
+from vlrt_export.graph_weights import GraphWeights
 from vlrt_export.kv_graphs import step_graph
 from vlrt_export.modules.gpt2 import DecoderSizes, Gpt2
+from vlrt_export.reduced_products import to_blocks, to_int8
 
 SIZES = DecoderSizes(50257, 1024, 768, 12, 12, 3072, activation="gelu_new")
 ROWS = (1, 3, 5)
+REWRITES = {"int8": to_int8, "int8-blocks": to_blocks(8), "int4": to_blocks(4)}
 
 
 def bandwidth(threads: int) -> float:
@@ -51,18 +57,37 @@ def bound_step(session: OnnxRuntimeSession, rows: int, past: int, positions: int
     return session.bind(inputs, outputs)
 
 
+def bytes_read(path: Path) -> int:
+    """Bytes of weights that a step reads: all but the embeddings that are no product's, of which it reads a row."""
+    model = onnx.load(path, load_external_data=False)
+    by_rows = {node.input[0] for node in model.graph.node if node.op_type == "Gather"}
+    others = {name for node in model.graph.node if node.op_type != "Gather" for name in node.input}
+    sizes = {
+        t.name: math.prod(t.dims) * onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+        for t in model.graph.initializer
+    }
+    return sum(size for name, size in sizes.items() if name in others or name not in by_rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--past", type=int, default=20)
     parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--precision", choices=["fp32", "int8", "int8-blocks", "int4"], default="fp32")
     given = parser.parse_args()
     module = Gpt2(SIZES).eval().requires_grad_(False)
-    read = sum(p.numel() for p in module.parameters()) * 4 - SIZES.positions * SIZES.width * 4
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spec = write_graph(step_graph(module, None, 1e-4), folder)
-        session = OnnxRuntimeSession(spec, folder / spec.file, EngineOptions(threads=given.threads))
+        path = folder / spec.file
+        if given.precision != "fp32":
+            path.parent.joinpath("reduced").mkdir()
+            graph = GraphWeights(path, folder / "reduced" / spec.file)
+            REWRITES[given.precision](graph, ())
+            spec, path = replace(spec, external=graph.save()), folder / "reduced" / spec.file
+        read = bytes_read(path)
+        session = OnnxRuntimeSession(spec, path, EngineOptions(threads=given.threads))
         steps = {rows: bound_step(session, rows, given.past, given.past + 12) for rows in ROWS}
         speed = bandwidth(given.threads)
         times: dict[int, list[float]] = {rows: [] for rows in ROWS}

@@ -1,6 +1,6 @@
 """Peak memory of exporting BLIP-2 with a large OPT: resident, anonymous and mapped, over the fp32 weights of its graph.
 
-    python benchmarks/export_memory.py --layers 24 --width 2048     # OPT-1.3B
+    python benchmarks/export_memory.py --layers 24 --width 2048 [--precision int8]     # OPT-1.3B
 
 The checkpoint has random weights, and an image encoder and Q-Former too small to count; it is written first by a
 process of its own. Everything an export does is in it: reading, tracing, writing, proving, transformers' reference.
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ class Watch(threading.Thread):
             time.sleep(0.02)
 
 
-def export(folder: Path, weights: float) -> None:
-    from vlrt.zoo import Entry
+def export(folder: Path, weights: float, precision: str) -> None:
+    from vlrt.zoo import Entry, zoo
     from vlrt_export.bundle_writer import write_bundle
     from vlrt_export.request import Request, build
 
@@ -78,7 +79,14 @@ def export(folder: Path, weights: float) -> None:
     def enter(stage: str) -> None:
         watch.stage = stage
 
-    write_bundle(build(Request("large", entry, str(folder))), folder / "bundle", progress=enter)
+    wish = None
+    if precision != "fp32":
+        from vlrt_export.calibration import synthetic
+        from vlrt_export.gate import Wish
+
+        few = replace(synthetic(), seen=synthetic().seen[:1], held_out=synthetic().held_out[:1])
+        wish = Wish(precision, few, zoo().gate, smaller=1.5)
+    write_bundle(build(Request("large", entry, str(folder))), folder / "bundle", progress=enter, wish=wish)
     print(f"{weights:.2f} GB of fp32 weights, exported in {time.monotonic() - started:.0f} s")
     for stage, peak in watch.peaks.items():
         print(f"  {stage:42}" + "  ".join(f"{key} {peak[key]:5.2f}" for key in KINDS))
@@ -91,6 +99,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--folder", type=Path, help="Where to put checkpoint and bundle for the time.")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "int8", "int4"])
     parser.add_argument("--only-write", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.only_write:
@@ -99,7 +108,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
         sizes = ["--layers", str(chosen.layers), "--width", str(chosen.width)]
         subprocess.run([sys.executable, __file__, *sizes, "--only-write", scratch], check=True)
-        export(Path(scratch), (Path(scratch) / "model.safetensors").stat().st_size / 1e9)
+        export(Path(scratch), (Path(scratch) / "model.safetensors").stat().st_size / 1e9, chosen.precision)
 
 
 if __name__ == "__main__":
