@@ -73,6 +73,12 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def fake_device() -> ModuleType:
+    """A device's memory that is not the host's; see tests/fake_device.py."""
+    return _load_beside("fake_device")
+
+
+@pytest.fixture(scope="session")
 def reweighed() -> ModuleType:
     """The module that gives exported graphs other weights; see `reweighed.py`."""
     return _load_beside("reweighed")
@@ -88,6 +94,21 @@ def seeded() -> ModuleType:
 def dalle_models() -> ModuleType:
     """The module with DALL-E's golden models; see `dalle_models.py`."""
     return _load_beside("dalle_models")
+
+
+@pytest.fixture(scope="session")
+def diffusers_folders() -> ModuleType:
+    """The module that makes tiny pipelines in diffusers' layout; see `diffusers_folders.py`."""
+    return _load_beside("diffusers_folders")
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(diffusers_folders: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny Stable Diffusion in diffusers' layout, and the bundle made of it. Do not change them."""
+    folder = tmp_path_factory.mktemp("stable-diffusion")
+    diffusers_folders.write_stable_diffusion(folder / "source", diffusers_folders.unet())
+    diffusers_folders.export("stable-diffusion", folder / "source", folder / "bundle")
+    return folder / "source", folder / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The inputs and outputs of an ONNX graph, read from its file without loading it.
+"""The inputs, outputs and operators of an ONNX graph, read from its file without loading it.
 
 Field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlrt.errors import BundleError
@@ -14,7 +15,8 @@ from vlrt.manifest import TensorSpec
 from vlrt.protobuf import Reader, messages, numbers
 
 _GRAPH = 7
-_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
+_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
+_OPERATOR, _DOMAIN = 4, 7
 _TENSOR_NAME = 8
 _NAME, _TYPE = 1, 2
 _TENSOR_TYPE = 1
@@ -41,23 +43,46 @@ def signature(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...
     Raises:
         BundleError: the file cannot be read, is no ONNX graph, or has inputs that are not plain tensors.
     """
+    found: dict[int, list[TensorSpec]] = {_INPUT: [], _OUTPUT: []}
+    weights: set[str] = set()
+    with _reading(path) as (data, graph):
+        for number, first, last in messages(data, *graph):
+            if number in found:
+                found[number].append(_tensor(data, (first, last)))
+            elif number == _INITIALIZER:
+                weights.add(_text(data, (first, last), _TENSOR_NAME))
+    # Files of before IR version 4 name their weights among the inputs too.
+    return tuple(spec for spec in found[_INPUT] if spec.name not in weights), tuple(found[_OUTPUT])
+
+
+def contributed_operators(path: Path) -> set[str]:
+    """Names of the operators in a graph that are not of the ONNX standard, by what their makers call them.
+
+    Raises:
+        BundleError: the file cannot be read, or is no ONNX graph.
+    """
+    found: set[str] = set()
+    with _reading(path) as (data, graph):
+        for number, *node in messages(data, *graph):
+            if number != _NODE:
+                continue
+            texts = {n: data.bytes(*span).decode() for n, *span in messages(data, *node) if n in (_OPERATOR, _DOMAIN)}
+            if texts.get(_DOMAIN, "") not in ("", "ai.onnx"):
+                found.add(texts[_OPERATOR])
+    return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[Reader, _Span]]:
+    """A file and where its graph lies in it; what is wrong with either is said in our words."""
     try:
         with open(path, "rb", buffering=0) as stream:
             data = Reader(stream.fileno())
-            graph = _single(data, (0, os.fstat(stream.fileno()).st_size), _GRAPH)
-            found: dict[int, list[TensorSpec]] = {_INPUT: [], _OUTPUT: []}
-            weights: set[str] = set()
-            for number, first, last in messages(data, *graph):
-                if number in found:
-                    found[number].append(_tensor(data, (first, last)))
-                elif number == _INITIALIZER:
-                    weights.add(_text(data, (first, last), _TENSOR_NAME))
+            yield data, _single(data, (0, os.fstat(stream.fileno()).st_size), _GRAPH)
     except OSError as error:
         raise BundleError(f"`{path.name}` cannot be read: {error.strerror}", "copy the folder again") from None
     except ValueError as error:
         raise BundleError(f"`{path.name}` is not an ONNX graph: {error}", "copy the folder again") from None
-    # Files of before IR version 4 name their weights among the inputs too.
-    return tuple(spec for spec in found[_INPUT] if spec.name not in weights), tuple(found[_OUTPUT])
 
 
 def _tensor(data: Reader, span: _Span) -> TensorSpec:

@@ -1,17 +1,23 @@
-"""In-place caches on ONNX Runtime: past and present bound to the same buffer, against attention in plain NumPy."""
+"""In-place caches on ONNX Runtime: past and present bound to the same buffer, against attention in plain NumPy.
+
+And the same with everything that lives between steps in the memory of a device.
+"""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from vlrt.decode import DecodeOptions, Loop, LoopShape, RowTensor, StepBuffers, StepModel, Task, decode, generate
 from vlrt.engines import EngineOptions
+from vlrt.engines.cuda import CudaSession
 from vlrt.engines.onnxruntime import OnnxRuntimeSession
 from vlrt.manifest import DecodeSpec, GraphSpec, StateSpec, TensorSpec
 
@@ -82,14 +88,21 @@ def write_graph(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
+STATES = (StateSpec("kv", "past_key", "present_key"), StateSpec("kv", "past_value", "present_value"))
+SPEC = DecodeSpec(("none",), "step", VOCABULARY, (0,), (END,), 0, STATES, LENGTH)
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> StepModel:
+def session(tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntimeSession:
     path = tmp_path_factory.mktemp("step") / "step.onnx"
     write_graph(path)
     inputs, outputs = tensors()
-    states = (StateSpec("kv", "past_key", "present_key"), StateSpec("kv", "past_value", "present_value"))
-    spec = DecodeSpec(("none",), "step", VOCABULARY, (0,), (END,), 0, states, LENGTH)
-    return StepModel(spec, OnnxRuntimeSession(GraphSpec(path.name, "fp32", inputs, outputs), path, EngineOptions()))
+    return OnnxRuntimeSession(GraphSpec(path.name, "fp32", inputs, outputs), path, EngineOptions(threads=1))
+
+
+@pytest.fixture(scope="module")
+def model(session: OnnxRuntimeSession) -> StepModel:
+    return StepModel(SPEC, session)
 
 
 def attention_in_numpy(step: StepBuffers) -> None:
@@ -121,3 +134,54 @@ def test_caches_in_place(model: StepModel, prompts: list[list[int]], num_beams: 
     for ours, theirs in zip(found, expected):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-4)
+
+
+# --- on a device
+
+
+class Elsewhere(CudaSession):
+    """Like an engine that cannot write where it reads (TensorRT)."""
+
+    in_place = False
+
+
+@pytest.mark.parametrize("kind", [CudaSession, Elsewhere])
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("prompts", [[[0]], [[4], [0, 9, 8, 7], [3, 2]]], ids=["one", "ragged"])
+def test_caches_on_a_device(
+    session: OnnxRuntimeSession,
+    model: StepModel,
+    fake_device: ModuleType,
+    prompts: list[list[int]],
+    num_beams: int,
+    kind: type[CudaSession],
+) -> None:
+    """Twice with one model, since what the first run left in the caches is not to be seen by the second."""
+    options = DecodeOptions(num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=16)
+    expected = generate(model, {}, options, prompts=prompts)
+    there = StepModel(SPEC, kind(session, fake_device.FakeMemory(), onnxruntime, captures=False))
+    for _ in range(2):
+        found = generate(there, {}, options, prompts=prompts)
+        assert [[h.tokens for h in image] for image in found] == [[h.tokens for h in image] for image in expected]
+        assert [[h.score for h in image] for image in found] == [[h.score for h in image] for image in expected]
+
+
+def test_only_tokens_and_logits_cross(
+    session: OnnxRuntimeSession, fake_device: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, bind, crossing = fake_device.FakeMemory(), session.bind_placed, []
+
+    def noting(inputs: dict[str, object], outputs: dict[str, object], *more: object) -> object:
+        crossing.append((fake_device.on_host(inputs), fake_device.on_host(outputs)))
+        return bind(inputs, outputs, *more)
+
+    monkeypatch.setattr(session, "bind_placed", noting)
+    there = StepModel(SPEC, CudaSession(session, memory, onnxruntime, captures=False))
+    generate(there, {}, DecodeOptions(num_beams=4, max_new_tokens=12), prompts=[[0, 5]])
+    small = {"token", "position", "new_length", "last_position", "total_length"}
+    assert crossing == [(small, {"logits"})] * 2  # the prompt, and then every step with the same binding
+    assert memory.sent == memory.fetched == []
+    assert memory.copied
+    assert {(block.planes, block.lines) for block in memory.copied} == {(2, HEADS)}
+    assert [block.width for block in memory.copied] == sorted(block.width for block in memory.copied)
+    assert memory.copied[0].width == 2 * HEAD * 4  # no more than the prompt's two positions of each head

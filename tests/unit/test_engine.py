@@ -183,11 +183,14 @@ def test_what_the_graph_itself_refuses_is_one_line(step: Session, capfd: pytest.
         ("cuda:0", EngineError, "device `cuda:0` needs CUDAExecutionProvider, this onnxruntime has", r"vlrt\[gpu\]"),
         ("coreml", EngineError, "needs CoreMLExecutionProvider", "macOS"),
         ("dml", EngineError, "needs DmlExecutionProvider", "onnxruntime-directml"),
-        ("tensorrt:0", EngineError, "device `tensorrt:0` cannot be had", "--device cuda:0"),
+        ("tensorrt:0", EngineError, "tensorrt cannot be imported", r"vlrt\[tensorrt\].*--device cuda:0"),
         ("tpu", UsageError, "unknown device `tpu`", "`cpu`, `cuda`"),
         ("", UsageError, "unknown device ``", "`cpu`"),
         ("CPU", UsageError, "unknown device `CPU`", "`cpu`"),
         ("cuda:first", UsageError, "has the index `first`, expected a number", "cuda:0"),
+        ("cuda:0:fast", UsageError, "unknown device `cuda:0:fast`", "cuda:0:graph"),
+        ("cpu:0:graph", UsageError, "unknown device `cpu:0:graph`", "cuda:0:graph"),
+        ("tensorrt:first", UsageError, "has the index `first`, expected a number", "tensorrt:0"),
     ],
 )
 def test_devices_that_cannot_be_had(
@@ -212,7 +215,7 @@ def test_a_provider_that_is_offered_but_does_not_start(bundle: Bundle, monkeypat
     monkeypatch.setattr(library, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(library, "InferenceSession", left_out)
     with pytest.raises(EngineError, match="`cuda:1` cannot be used: CUDAExecutionProvider did not start"):
-        open_session(bundle, "image_encoder", EngineOptions("cuda:1"))
+        engine.OnnxRuntimeSession(*bundle.graph("image_encoder"), EngineOptions("cuda:1"))
     assert asked == [("CUDAExecutionProvider", {"device_id": "1"})]
 
 

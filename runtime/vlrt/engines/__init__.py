@@ -9,13 +9,9 @@ from pathlib import Path
 
 from vlrt.bundle import Bundle
 from vlrt.engines.session import Array, EngineOptions, Session
-from vlrt.errors import BundleError, EngineError
+from vlrt.errors import BundleError
 
 __all__ = ["Array", "EngineOptions", "Session", "Sessions", "open_session"]
-
-_NOT_YET = {
-    "tensorrt": "the TensorRT engine is not part of this version; use `--device cuda:0`",
-}
 
 
 def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
@@ -26,8 +22,14 @@ def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
         EngineError: the engine or device cannot be had; never falls back to another.
     """
     kind = options.device.partition(":")[0]
-    if kind in _NOT_YET:
-        raise EngineError(f"device `{options.device}` cannot be had", _NOT_YET[kind])
+    if kind == "cuda":
+        from vlrt.engines.cuda import open_cuda
+
+        return open_cuda(bundle, role, options)
+    if kind == "tensorrt":
+        from vlrt.engines.tensorrt import open_tensorrt
+
+        return open_tensorrt(bundle, role, options)
     if kind == "openvino":
         from vlrt.engines.openvino import OpenVinoSession
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from vlrt.bundle import Bundle
+from vlrt.device_memory import Buffer, DeviceArray
 from vlrt.engines.graph_cache import WEIGHTS, GraphCache, is_worth_caching
 from vlrt.engines.session import Array, EngineOptions, check_inputs, check_outputs
 from vlrt.errors import BundleError, EngineError, UsageError
@@ -24,6 +25,11 @@ PROVIDERS = {
 }
 """Device -> provider, and what to install where it is missing."""
 
+
+Place = tuple[str, int]
+
+CAPTURED = "graph"
+"""Last part of the device string ``cuda:0:graph``: runs of fixed shape are captured once and replayed."""
 
 _SPIN_MICROSECONDS = "200"
 _BOUNDS_SPINNING = (1, 31)
@@ -85,7 +91,7 @@ class OnnxRuntimeSession:
     def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions, form: Form = PLAIN) -> None:
         self.spec = spec
         library = load_library()
-        provider = _provider(library, options.device)
+        provider = find_provider(library, options.device)
         if path.suffix != ".onnx":
             raise BundleError(f"`{path.name}` is not an ONNX graph by its name", "export the bundle again")
         settings = _settings(library, options, path.stem)
@@ -104,9 +110,13 @@ class OnnxRuntimeSession:
         self._names = [tensor.name for tensor in spec.outputs]
 
     def run(self, **arrays: Array) -> dict[str, Array]:
+        return self.run_with(None, arrays)
+
+    def run_with(self, options: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """As `run`, with onnxruntime's own options of a run."""
         check_inputs(self.spec, arrays)
         try:
-            results = self._session.run(self._names, arrays)
+            results = self._session.run(self._names, dict(arrays), options)
         except Exception as error:  # noqa: BLE001 - see above
             raise EngineError(f"`{self.spec.file}` failed: {_first_line(error)}") from None
         return dict(zip(self._names, results))
@@ -114,12 +124,25 @@ class OnnxRuntimeSession:
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
         axes = check_inputs(self.spec, inputs)
         check_outputs(self.spec, outputs, axes)
+        return self.bind_placed(inputs, outputs)
+
+    def bind_placed(
+        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], place: Place = ("cpu", 0), run: Any = None
+    ) -> Callable[[], None]:
+        """Binds buffers that were checked already.
+
+        Args:
+            place: where those that are not the host's lie: onnxruntime's name and number of the device.
+            run: onnxruntime's options of the runs.
+        """
         binding = self._session.io_binding()
         for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, _address(name, array))
+            at = place if isinstance(array, DeviceArray) else ("cpu", 0)
+            binding.bind_input(name, *at, array.dtype.type, array.shape, _address(name, array))
         for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, _address(name, array))
-        return _BoundRun(self._session, binding, (inputs, outputs), self.spec.file)
+            at = place if isinstance(array, DeviceArray) else ("cpu", 0)
+            binding.bind_output(name, *at, array.dtype.type, array.shape, _address(name, array))
+        return _BoundRun(self._session, (binding, run), (inputs, outputs), self.spec.file)
 
     def end_profile(self) -> Path:
         """Stops profiling and returns the profile's path."""
@@ -129,29 +152,40 @@ class OnnxRuntimeSession:
 class _BoundRun:
     """A run over bound buffers; holds the arrays so that their memory stays."""
 
-    def __init__(self, session: Any, binding: Any, keep: object, file: str) -> None:
+    def __init__(self, session: Any, bound: tuple[Any, Any], keep: object, file: str) -> None:
         self._run = session._sess.run_with_iobinding  # the public wrapper costs a microsecond per step
+        binding, self._options = bound
         self._binding, self._keep, self._file = binding._iobinding, keep, file
 
     def __call__(self) -> None:
         try:
-            self._run(self._binding, None)
+            self._run(self._binding, self._options)
         except Exception as error:  # noqa: BLE001 - see above
             raise EngineError(f"`{self._file}` failed: {_first_line(error)}") from None
 
 
-def _provider(library: ModuleType, device: str) -> Any:
-    kind, _, index = device.partition(":")
+def find_provider(library: ModuleType, device: str) -> Any:
+    """What onnxruntime is to be told of a device: its provider's name, with options where it has some.
+
+    Raises:
+        UsageError: the device string means nothing here.
+        EngineError: this onnxruntime was built without the provider.
+    """
+    kind, index, mode = [*device.split(":", 2), "", ""][:3]
     if kind not in PROVIDERS:
         known = ", ".join(f"`{k}`" for k in PROVIDERS)
         raise UsageError(f"unknown device `{device}`", f"onnxruntime serves {known}; with an index: `cuda:0`")
+    if mode and (kind, mode) != ("cuda", CAPTURED):
+        raise UsageError(f"unknown device `{device}`", f"behind an index there is `cuda:0:{CAPTURED}` alone")
     if index and not index.isdecimal():
         raise UsageError(f"`{device}` has the index `{index}`, expected a number", "for example `cuda:0`")
     name, install = PROVIDERS[kind]
     if name not in library.get_available_providers():
         have = ", ".join(library.get_available_providers())
         raise EngineError(f"device `{device}` needs {name}, this onnxruntime has {have}", install)
-    return (name, {"device_id": index or "0"}) if kind == "cuda" else name
+    if kind != "cuda":
+        return name
+    return name, {"device_id": index or "0", **({"enable_cuda_graph": "1"} if mode else {})}
 
 
 def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
@@ -220,7 +254,9 @@ def _same_type(found: str, dtype: str) -> bool:
     return _TYPE_NAMES.get(inner, inner) == dtype
 
 
-def _address(name: str, array: Array) -> int:
+def _address(name: str, array: Buffer) -> int:
+    if isinstance(array, DeviceArray):
+        return array.address
     if not array.flags.c_contiguous:
         raise EngineError(f"buffer `{name}` is not C-contiguous")
     return int(array.ctypes.data) if array.size else int(np.empty(1).ctypes.data)

@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vlrt.device_memory import Array, Buffer
 from vlrt.errors import EngineError, UsageError
 from vlrt.manifest import GraphSpec, TensorSpec
 
-Array = NDArray[Any]
+__all__ = ["Array", "EngineOptions", "Session", "check_array", "check_inputs", "check_outputs"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class EngineOptions:
     """How sessions are opened.
 
     Args:
-        device: ``cpu``, ``cuda:0``, ``tensorrt:0``, ``coreml``; ``openvino:CPU`` computes in bf16 where the CPU has it,
-            ``openvino:CPU:fp32`` in fp32.
+        device: ``cpu``, ``cuda:0``, ``tensorrt:0``, ``coreml``; ``cuda:0:graph`` replays bound runs of one shape as a
+            CUDA graph; ``openvino:CPU`` computes in bf16 where the CPU has it, ``openvino:CPU:fp32`` in fp32.
         threads: threads of the CPU's pool; 0 means every processor this process may use.
         profile: folder for the engine's own profile of each graph, or `None`.
     """
@@ -61,7 +61,7 @@ class Session(Protocol):
         """Stops the engine's profile, asked for in the options, and returns its path."""
 
 
-def check_array(spec: TensorSpec, array: Array, axes: dict[str, int], what: str) -> None:
+def check_array(spec: TensorSpec, array: Buffer, axes: dict[str, int], what: str) -> None:
     """Raises `EngineError` unless `array` fits `spec`; named axes must agree through `axes`, which grows."""
     if array.dtype != np.dtype(spec.dtype):
         raise EngineError(f"{what} `{spec.name}` has dtype `{array.dtype}`, expected `{spec.dtype}`")
@@ -73,7 +73,7 @@ def check_array(spec: TensorSpec, array: Array, axes: dict[str, int], what: str)
         raise EngineError(f"{what} `{spec.name}` has shape {list(array.shape)}, expected {shown}")
 
 
-def check_inputs(spec: GraphSpec, arrays: Mapping[str, Array]) -> dict[str, int]:
+def check_inputs(spec: GraphSpec, arrays: Mapping[str, Buffer]) -> dict[str, int]:
     """Raises `EngineError` unless `arrays` are exactly the graph's inputs; returns the sizes of its named axes."""
     names = {tensor.name for tensor in spec.inputs}
     if set(arrays) != names:
@@ -85,7 +85,7 @@ def check_inputs(spec: GraphSpec, arrays: Mapping[str, Array]) -> dict[str, int]
     return axes
 
 
-def check_outputs(spec: GraphSpec, arrays: Mapping[str, Array], axes: dict[str, int]) -> None:
+def check_outputs(spec: GraphSpec, arrays: Mapping[str, Buffer], axes: dict[str, int]) -> None:
     """Raises `EngineError` unless `arrays` are exactly the graph's outputs, with the axes that the inputs decided."""
     names = {tensor.name for tensor in spec.outputs}
     if set(arrays) != names:
@@ -93,5 +93,6 @@ def check_outputs(spec: GraphSpec, arrays: Mapping[str, Array], axes: dict[str, 
         raise EngineError(f"outputs of `{spec.file}` do not match: missing or unknown {problem}")
     for tensor in spec.outputs:
         check_array(tensor, arrays[tensor.name], axes, "output")
-        if not arrays[tensor.name].flags.writeable:
+        array = arrays[tensor.name]
+        if isinstance(array, np.ndarray) and not array.flags.writeable:
             raise EngineError(f"output `{tensor.name}` is read-only")
