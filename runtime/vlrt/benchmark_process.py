@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from vlrt.benchmark_job import Point, SkippedError
 from vlrt.errors import VlrtError
@@ -24,6 +25,7 @@ class Worker:
 
     name: str
     process: subprocess.Popen[str]
+    errors: IO[str]
     load: float = 0.0
     first: float = 0.0
     seconds: dict[Point, list[float]] = field(default_factory=dict)
@@ -38,15 +40,11 @@ class Worker:
             VlrtError: it failed.
         """
         started = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=dict(environment),
-        )
-        worker = cls(name, process)
+        # Not a pipe: one that nobody reads fills up, and the side would stop in the middle of a run.
+        errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by `close`
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        process = subprocess.Popen(command, **pipes, text=True, env=dict(environment))
+        worker = cls(name, process, errors)
         try:
             said = worker.read()
             if "skipped" in said:
@@ -67,8 +65,9 @@ class Worker:
         """
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
-            self.process.kill()
-            raise VlrtError(f"`{self.name}` failed: {reason(self.process.communicate()[1])}")
+            self.process.wait()
+            self.errors.seek(0)
+            raise VlrtError(f"`{self.name}` failed: {reason(self.errors.read())}")
         return dict(json.loads(line))
 
     def ask(self, point: Point | None) -> dict[str, Any]:
@@ -83,6 +82,7 @@ class Worker:
         """Ends the process, if it has not ended."""
         self.process.kill()
         self.process.communicate()
+        self.errors.close()
 
 
 def reason(errors: str) -> str:

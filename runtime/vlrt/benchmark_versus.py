@@ -26,6 +26,7 @@ from vlrt.image import load, preprocess
 from vlrt.install_size import folder_size
 from vlrt.text import TextCodec
 
+_PROCESSOR = ("cpu", "openvino")
 _PROMPT = "a photograph of two dogs in the snow"
 _PAUSE = 0.05
 """Seconds between two sides: threads that spin for work must have gone to sleep before the next begins."""
@@ -46,8 +47,11 @@ def compare(
         progress: told each stage.
 
     Raises:
+        UsageError: a device that the others do not compute on.
         VlrtError: our own side fails.
     """
+    if engine.device.partition(":")[0] not in _PROCESSOR:
+        raise UsageError(f"`{engine.device}` is not compared: the other sides compute on the processor", "--device cpu")
     skipped = {name: "not installed" for name in options.peers if find_spec(PEERS[name]) is None}
     with tempfile.TemporaryDirectory(prefix="vlrt-bench.") as folder:
         job = _job(task, bundle, engine, options, photograph, Path(folder))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import pytest
 
 from vlrt.benchmark import synthetic_jpeg
 from vlrt.benchmark_comparison import PEERS, VersusOptions
+from vlrt.benchmark_job import Point
+from vlrt.benchmark_process import Worker
 from vlrt.benchmark_versus import compare
 from vlrt.bundle import Bundle
 from vlrt.engines import EngineOptions
-from vlrt.errors import UsageError
+from vlrt.errors import UsageError, VlrtError
 
 Run = Callable[..., Any]
 QUICK = ("--repeats", 1, "--warmup", 0, "--processes", 0, "--batches", "1,2", "--rounds", 2, "--tokens", 3)
@@ -83,3 +87,25 @@ def test_mistakes(bench: Run, arguments: tuple[Any, ...], words: str) -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="above zero"):
         VersusOptions((), rounds=0)
+
+
+def test_a_side_that_says_a_lot_does_not_stop_the_others() -> None:
+    """What a library writes to its standard error goes to a file: a pipe that nobody reads fills up."""
+    lines = "import sys, json; print(json.dumps({'load': 1}), flush=True)\n"
+    lines += "for line in sys.stdin: sys.stderr.write('x' * 500_000); print(json.dumps({'result': [1]}), flush=True)"
+    worker = Worker.start("loud", [sys.executable, "-c", lines], os.environ)
+    try:
+        assert worker.ask(Point(2))["result"] == [1]
+    finally:
+        worker.close()
+
+
+def test_a_side_that_fails_says_its_last_words() -> None:
+    with pytest.raises(VlrtError, match="`broken` failed: ValueError: no weights"):
+        Worker.start("broken", [sys.executable, "-c", "raise ValueError('no weights')"], os.environ)
+
+
+def test_other_devices_are_not_compared(tiny_bundle_folder: Path) -> None:
+    bundle, engine = Bundle.open(tiny_bundle_folder), EngineOptions("cuda:0")
+    with pytest.raises(UsageError, match="`cuda:0` is not compared"):
+        compare("caption", bundle, engine, VersusOptions(()), b"")
