@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -11,7 +12,7 @@ from PIL import Image
 
 from vlrt import image as pictures
 from vlrt.bundle import Bundle
-from vlrt.decode import DecodeOptions, StepModel, generate
+from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate
 from vlrt.engines import Array
 from vlrt.errors import VlrtError
 from vlrt.manifest import DecodeSpec, Measurement
@@ -27,6 +28,9 @@ _FORCED = 12
 _LONGEST = 24
 """Tokens of a sequence that are followed."""
 
+_CLEAR = 0.1
+"""Nats between fp32's best and second token below which it chooses by chance as much as by knowledge."""
+
 
 @dataclass(frozen=True)
 class Spoken:
@@ -35,12 +39,20 @@ class Spoken:
     Args:
         texts: of all photographs, with the bundle's own options.
         greedy: ids that fp32 chooses greedily for the first photographs.
-        followed: ids that this decoder chooses where all before them are fp32's.
+        followed: what this decoder would choose at each place, all before it being fp32's.
     """
 
     texts: Sequence[str]
     greedy: Sequence[Sequence[int]]
-    followed: Sequence[Sequence[int]]
+    followed: Sequence[Sequence[Choice]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The likeliest token, and by how many nats it is likelier than the second."""
+
+    token: int
+    margin: float
 
 
 @register("decode")
@@ -60,14 +72,20 @@ class Decoding:
         return Spoken(texts, greedy, followed)
 
     def compare(self, expected: Spoken, found: Spoken, data: Calibration, limits: Limits) -> Iterator[Measurement]:
-        pairs = [pair for one in zip(expected.followed, found.followed) for pair in zip(*one)]
-        share = sum(ours == theirs for ours, theirs in pairs) / max(len(pairs), 1)
+        share, clear, places = agreement(found.followed, expected.followed)
         what, version, note = reference(data)
-        note = f"{len(pairs)} tokens of {len(found.followed)} photographs; {note}"
+        note = f"{clear} of {places} tokens where fp32's best leads by {_CLEAR:g} nats; {note}"
         ending = (round(share, 4), limits["token_agreement"], what, version, note)
         yield Measurement("gate, decoder", "share of tokens chosen alike", *ending, better="higher")
         if data.references:
             yield from _scores(expected, found, data, limits)
+
+
+def agreement(found: Sequence[Sequence[Choice]], expected: Sequence[Sequence[Choice]]) -> tuple[float, int, int]:
+    """Share of equal choices where the expected one is clear (one where none is), how many are, and of how many."""
+    pairs = [pair for one in zip(found, expected, strict=True) for pair in zip(*one)]
+    alike = [ours.token == theirs.token for ours, theirs in pairs if theirs.margin >= _CLEAR]
+    return sum(alike) / len(alike) if alike else 1.0, len(alike), len(pairs)
 
 
 def _scores(expected: Spoken, found: Spoken, data: Calibration, limits: Limits) -> Iterator[Measurement]:
@@ -109,21 +127,26 @@ class _Speaker:
         return self.sessions.run_chain(self.spec.chain, arrays), prompt
 
     def say(self, initial: Mapping[str, Array], prompt: list[int]) -> str:
-        tokens = self._generate(initial, prompt, do_sample=False)
-        return self.codec.decode([token for token in tokens if token not in self.spec.end_ids])
+        (best,) = self._generate(initial, prompt, do_sample=False)
+        return self.codec.decode([int(token) for token in best.tokens if token not in self.spec.end_ids])
 
     def greedy(self, initial: Mapping[str, Array], prompt: list[int]) -> list[int]:
-        return self._generate(initial, prompt, num_beams=1, do_sample=False)[:_LONGEST]
+        (best,) = self._generate(initial, prompt, num_beams=1, do_sample=False)
+        return [int(token) for token in best.tokens[:_LONGEST]]
 
-    def follow(self, initial: Mapping[str, Array], prompt: list[int], given: Sequence[int]) -> list[int]:
-        """The most likely token at each place of a sequence, where those before it are given."""
+    def follow(self, initial: Mapping[str, Array], prompt: list[int], given: Sequence[int]) -> list[Choice]:
+        """The likeliest token at each place of a sequence, where those before it are given."""
         found = []
         for place in range(len(given)):
             least = max(0, int(self.spec.defaults.get("min_new_tokens", 0)) - place)
-            options = {"num_beams": 1, "max_new_tokens": 1, "min_new_tokens": min(1, least)}
-            found += self._generate(initial, [*prompt, *given[:place]], do_sample=False, **options)[:1]
+            options = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 1, "length_penalty": 0.0}
+            first, *second = self._generate(
+                initial, [*prompt, *given[:place]], do_sample=False, min_new_tokens=min(1, least), **options
+            )
+            margin = first.score - second[0].score if second else math.inf
+            found.append(Choice(int(first.tokens[0]), float(margin)))
         return found
 
-    def _generate(self, initial: Mapping[str, Array], prompt: list[int], **options: Any) -> list[int]:
+    def _generate(self, initial: Mapping[str, Array], prompt: list[int], **options: Any) -> list[Hypothesis]:
         chosen = DecodeOptions.from_manifest(self.spec.defaults, **({"num_return_sequences": 1} | options))
-        return [int(token) for token in generate(self.step, initial, chosen, prompts=[prompt])[0][0].tokens]
+        return generate(self.step, initial, chosen, prompts=[prompt])[0]

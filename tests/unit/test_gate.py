@@ -26,6 +26,7 @@ from vlrt_export import gate, products
 from vlrt_export.bundle_writer import reduce_bundle
 from vlrt_export.calibration import Calibration, read_calibration, synthetic
 from vlrt_export.gate import GateError, Wish
+from vlrt_export.gate_captions import Choice, agreement
 from vlrt_export.gate_embeddings import retrieval_agreement
 from vlrt_export.gate_parts import relative_error, sensitive_parts
 from vlrt_export.gate_speed import Speed, alternate, measure_speed
@@ -230,6 +231,13 @@ def test_choices_below_the_noise_do_not_count() -> None:
     assert (share, told) == (1.0, 3), "one row and two columns are clear, and alike"
     assert retrieval_agreement(found[::-1], expected)[0] < 1
     assert score_captions({"a": "x"}, {"a": ["x"]}).bleu[0] == 100
+
+
+def test_tokens_chosen_by_chance_do_not_count() -> None:
+    expected = [[Choice(1, 3.0), Choice(2, 0.01), Choice(3, 0.5)]]
+    assert agreement([[Choice(1, 0.0), Choice(9, 0.0), Choice(3, 0.0)]], expected) == (1.0, 2, 3)
+    assert agreement([[Choice(1, 0.0), Choice(2, 0.0), Choice(9, 0.0)]], expected) == (0.5, 2, 3)
+    assert agreement([[Choice(9, 0.0)]], [[Choice(2, 0.01)]]) == (1.0, 0, 1)
 
 
 @pytest.fixture
