@@ -34,7 +34,7 @@ class Painting:
         for seed, (prompt, photograph) in enumerate(zip(data.sentences[:_PAINTED], data.held_out)):
             given = (bundle, EngineOptions(), prompt, photograph)
             painted = paint_goldens(*given, sessions=sessions, seed=seed, most_steps=_STEPS)
-            found.append(painted["picture"].astype(np.float32) / 255)
+            found.append(painted["picture"].astype(np.float32) / np.float32(255))
         return found
 
     def compare(self, expected: Pictures, found: Pictures, data: Calibration, limits: Limits) -> Iterator[Measurement]:
