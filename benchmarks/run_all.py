@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -71,18 +70,30 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "vlrt" / "benchmarks")
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
-    wanted = given.only or [*BENCHES, *SCRIPTS]
-    documents, further = [], {}
-    for name in wanted:
+    documents: list[dict[str, Any]] = []
+    further: dict[str, Any] = {}
+    failed = []
+    for name in given.only or [*BENCHES, *SCRIPTS]:
         print(f"-- {name}", flush=True)
-        if name in BENCHES:
-            documents.append(_bench(BENCHES[name], given))
-        else:
-            further[name] = _script(SCRIPTS[name], given)
+        try:
+            if name in BENCHES:
+                documents.append(_bench(BENCHES[name], given))
+            else:
+                further[name] = _script(SCRIPTS[name], given)
+        except subprocess.CalledProcessError as error:
+            failed.append(name)
+            further[f"{name}: failed"] = {"exit code": error.returncode, "command": " ".join(error.cmd)}
+        # After each of them: hours of figures are not lost to the last one.
+        _write(documents, further, given.output)
+    print(given.output / "report.html")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def _write(documents: list[dict[str, Any]], further: dict[str, Any], folder: Path) -> None:
     results = {"bench": documents, "scripts": further}
-    write_whole(given.output / "results.json", (json.dumps(results, indent=1) + "\n").encode())
-    write_whole(given.output / "report.html", page(documents, further).encode())
-    print(f"{given.output / 'report.html'}")
+    write_whole(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_whole(folder / "report.html", page(documents, further).encode())
 
 
 def _bench(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
@@ -129,11 +140,8 @@ def _exported(model: str, work: Path) -> Path:
 
 
 def _run(command: list[str]) -> str:
-    """What a command prints; where it fails, everything ends with its last words."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} ended with {done.returncode}")
-    return done.stdout
+    """What a command prints; its errors are seen as they come."""
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
