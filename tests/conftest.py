@@ -79,6 +79,12 @@ def fake_device() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def fake_tensorrt() -> ModuleType:
+    """TensorRT's API over ONNX Runtime; see tests/fake_tensorrt.py."""
+    return _load_beside("fake_tensorrt")
+
+
+@pytest.fixture(scope="session")
 def reweighed() -> ModuleType:
     """The module that gives exported graphs other weights; see `reweighed.py`."""
     return _load_beside("reweighed")
@@ -109,6 +115,24 @@ def stable_diffusion(diffusers_folders: ModuleType, tmp_path_factory: pytest.Tem
     diffusers_folders.write_stable_diffusion(folder / "source", diffusers_folders.unet())
     diffusers_folders.export("stable-diffusion", folder / "source", folder / "bundle")
     return folder / "source", folder / "bundle"
+
+
+@pytest.fixture(scope="session")
+def small_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle `small-codec`: a VQ-VAE of 16 codes of 4x4 pixels, random weights of seed 0. Do not change it."""
+    import torch
+
+    from vlrt.zoo import Entry
+    from vlrt_export.bundle_writer import write_bundle
+    from vlrt_export.families import vq_vae
+    from vlrt_export.request import Request
+
+    torch.set_num_threads(1)
+    sizes = {"hidden": 8, "residual": 4, "blocks": 1, "width": 4, "codebook": 16}
+    entry = Entry("vq-vae", ("tokenize", "detokenize", "reconstruct"), "")
+    target = tmp_path_factory.mktemp("codec") / "small-codec"
+    write_bundle(vq_vae.build(Request("small-codec", entry, random=True, options={"sizes": sizes})), target)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from vlrt.device_memory import Block, Buffer, DeviceArray
 
 
 class FakeMemory:
-    """`vlrt.device_memory.DeviceMemory` in arrays of its own; onnxruntime's CPU provider can read them as a device's."""
+    """`vlrt.device_memory.DeviceMemory` in arrays of its own, which onnxruntime's CPU provider reads as a device's."""
 
     kind, index, stream = "cpu", 0, 77
 

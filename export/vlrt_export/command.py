@@ -15,6 +15,8 @@ from vlrt.bundle import MANIFEST, Bundle
 from vlrt.errors import UsageError, VlrtError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vlrt.manifest import Manifest
     from vlrt_export.gate import Wish
 
@@ -60,13 +62,21 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="Folder of photographs to find and judge --precision by."
 )
+@click.option("--target", type=click.Choice(["tensorrt"]), help="Build this machine's engines of an exported bundle.")
+@click.option("--profile", "profiles", multiple=True, metavar="AXIS=MIN:USUAL:MAX,…", help="Of --target: sizes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity certificate as JSON.")
 def export(name: str, output: Path | None, force: bool, as_json: bool, via: str | None, **choices: Any) -> None:
     """Trace the model NAME (see `vlrt models`) to ONNX, prove every graph against torch, write one bundle.
 
     The name clip-prompts converts CoOp's learned prompts instead: --source CHECKPOINT -o FILE.npz. With --via, NAME is
-    a hub id or folder. With --precision, --source may also be an fp32 bundle.
+    a hub id or folder. With --precision, --source may also be an fp32 bundle; with --target it is the bundle.
     """
+    target_engine, profiles = choices.pop("target"), choices.pop("profiles")
+    if target_engine is not None:
+        _build_engines(name, choices["source"], profiles, as_json)
+        return
+    if profiles:
+        raise UsageError("`--profile` goes with an engine", "add `--target tensorrt`")
     _need_libraries()
     precision, smaller, calibration = (choices.pop(key) for key in ("precision", "smaller", "calibration"))
     position, labels_file = choices.pop("position"), choices.pop("labels_file")
@@ -102,6 +112,27 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, via: str 
     plan = build(request)
     manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"), wish=wish)
     _report(manifest, target, time.monotonic() - started, as_json)
+
+
+def _build_engines(name: str, source: str | None, profiles: Sequence[str], as_json: bool) -> None:
+    """Builds TensorRT engines of a bundle; torch is not needed for it."""
+    if find_spec("onnx") is None:
+        raise VlrtError("building engines needs `onnx`, not installed here", "pip install onnx")
+    from vlrt_export.tensorrt import Wish, build_engines, parse_profile
+
+    bundle = Bundle.open(zoo.find(source or name))
+    wish = Wish([parse_profile(text) for text in profiles] or [{}], progress=lambda line: _say(f"{line} …"))
+    started = time.monotonic()
+    built = build_engines(bundle, wish)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"engines": [str(path) for path in built]}))
+        return
+    click.echo(
+        f"{bundle.name}: {len(built)} engines, {time.monotonic() - started:.0f} s; prove them with "
+        f"`vlrt verify {bundle.path} --device tensorrt:0`"
+    )
 
 
 def _fp32_bundle(source: str | None) -> Bundle | None:

@@ -19,7 +19,10 @@ from vlrt.decode import DecodeOptions, Loop, LoopShape, RowTensor, StepBuffers, 
 from vlrt.engines import EngineOptions
 from vlrt.engines.cuda import CudaSession
 from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.tensorrt import TensorRtSession
+from vlrt.engines.tensorrt_store import AxisRange, Machine
 from vlrt.manifest import DecodeSpec, GraphSpec, StateSpec, TensorSpec
+from vlrt_export.tensorrt import _Build
 
 VOCABULARY, WIDTH, HEADS, LENGTH, END = 50, 16, 2, 24, 1
 HEAD = WIDTH // HEADS
@@ -185,3 +188,28 @@ def test_only_tokens_and_logits_cross(
     assert {(block.planes, block.lines) for block in memory.copied} == {(2, HEADS)}
     assert [block.width for block in memory.copied] == sorted(block.width for block in memory.copied)
     assert memory.copied[0].width == 2 * HEAD * 4  # no more than the prompt's two positions of each head
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("prompts", [[[0, 5]], [[4], [0, 9, 8, 7], [3, 2]]], ids=["one", "ragged"])
+def test_the_portable_form_on_tensorrt(
+    session: OnnxRuntimeSession,
+    model: StepModel,
+    fake_device: ModuleType,
+    fake_tensorrt: ModuleType,
+    tmp_path: Path,
+    prompts: list[list[int]],
+    num_beams: int,
+) -> None:
+    """Attention written out in plain ONNX decodes the same, although its caches are new tensors after every step."""
+    write_graph(tmp_path / session.spec.file)
+    ranges = {"rows": AxisRange(1, 4, 12), "width": AxisRange(1, 1, 4), "positions": AxisRange(1, LENGTH, LENGTH)}
+    build = _Build(fake_tensorrt, Machine("Made Up", "9.0", "10.16"), session.spec, lambda line: None)
+    plan = build.build(tmp_path / session.spec.file, [ranges])
+    there = TensorRtSession(session.spec, plan, fake_device.FakeMemory(), fake_tensorrt)
+    options = DecodeOptions(num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=16)
+    expected = generate(model, {}, options, prompts=prompts)
+    found = generate(StepModel(SPEC, there), {}, options, prompts=prompts)
+    for ours, theirs in zip(found, expected):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-4)
