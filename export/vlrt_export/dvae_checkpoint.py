@@ -59,7 +59,7 @@ def load_dvae(checkpoint: Checkpoint) -> ImageCodec:
         raise VlrtError(f"`{where}` lacks an encoder or decoder of DALL-E's discrete VAE", _HINT)
     halves = [under(tensors, f"{half}blocks.", where) for half in prefix]
     sizes = _sizes(halves[0], halves[1], where)
-    layouts = _encoder_layout(sizes), _decoder_layout(sizes)
+    layouts = encoder_layout(sizes), decoder_layout(sizes)
     encoder = weight_layout.build(lambda: DvaeEncoder(sizes), layouts[0], halves[0], where)
     decoder = weight_layout.build(lambda: DvaeDecoder(sizes), layouts[1], halves[1], where)
     for half, layout in zip(halves, layouts):
@@ -118,11 +118,13 @@ def _conv(target: str, source: str) -> Layout:
     return {f"{target}.weight": Part((f"{source}.w",)), f"{target}.bias": Part((f"{source}.b",))}
 
 
-def _encoder_layout(sizes: DvaeSizes) -> Layout:
+def encoder_layout(sizes: DvaeSizes) -> Layout:
+    """Of a `DvaeEncoder`; names begin behind ``blocks.``."""
     return _conv("first", "input") | _conv("last", "output.conv") | _groups_layout(sizes, sizes.encoder, range(4))
 
 
-def _decoder_layout(sizes: DvaeSizes) -> Layout:
+def decoder_layout(sizes: DvaeSizes) -> Layout:
+    """Of a `DvaeDecoder`, whose first layer's kernel is the codebook."""
     first = {"bias": Part(("input.b",))}
     return first | _conv("last", "output.conv") | _groups_layout(sizes, sizes.first, range(3, -1, -1))
 

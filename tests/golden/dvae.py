@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from dall_e import Decoder, Encoder, map_pixels, unmap_pixels
 
-HIDDEN, FIRST, CODES, BLOCKS = 4, 12, 40, 2
+HIDDEN, FIRST, CODES, BLOCKS = 4, 12, 40, 1
 FOLDER = Path(__file__).with_suffix("")
 
 

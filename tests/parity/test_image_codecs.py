@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,14 +18,16 @@ from vlrt.errors import VlrtError
 from vlrt.image import load
 from vlrt.verify import verify
 from vlrt.zoo import Entry
+from vlrt_export import weight_layout
 from vlrt_export.bundle_writer import write_bundle
 from vlrt_export.checkpoints import Checkpoint
-from vlrt_export.codec_checks import measure_codes
-from vlrt_export.codec_plan import codec_plan
+from vlrt_export.codec_checks import measure_codes, pictures
 from vlrt_export.codec_reader import open_image_codec, read_image_codec
+from vlrt_export.dvae_checkpoint import decoder_layout, encoder_layout, random_dvae
 from vlrt_export.families import dvae as dvae_family
 from vlrt_export.families import vq_vae as vq_vae_family
 from vlrt_export.families import vqgan as vqgan_family
+from vlrt_export.modules.dvae import DvaeSizes
 from vlrt_export.modules.image_codec import ImageTokenizer
 from vlrt_export.modules.vqgan import VqGanSizes
 from vlrt_export.request import Request
@@ -35,7 +35,8 @@ from vlrt_export.vq_vae_checkpoint import plain_vq_vae, random_vq_vae
 from vlrt_export.vqgan_checkpoint import load_vqgan, random_vqgan
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
-VQ_VAE = {"hidden": 16, "residual": 8, "blocks": 2, "width": 8, "codebook": 24}
+SMALL = {"hidden": 8, "residual": 4, "blocks": 1, "width": 4, "codebook": 16}
+"""Of the bundle `small-codec`."""
 
 
 def request(family: str, source: Path | str) -> Request:
@@ -77,6 +78,26 @@ def test_the_dvae_bundle_gives_the_reference_s_codes_and_pictures(dvae_bundle: B
     np.testing.assert_array_equal(found, expected["codes"])
     np.testing.assert_allclose(codec.decode(expected["codes"]), expected["painted"], atol=1e-5)
     assert all(measured.passed for measured in verify(dvae_bundle))
+
+
+def test_a_dvae_of_several_blocks_has_the_published_names(tmp_path: Path) -> None:
+    """OpenAI's has two in each group; equal names, equal places."""
+    codec = random_dvae({"encoder": 4, "decoder": 4, "first": 6, "blocks": 2, "codebook": 12}, 5)
+    sizes = DvaeSizes(4, 4, 6, 2, 12)
+    tensors = {"decoder.blocks.input.w": codec.detokenizer.codebook.detach().t()[:, :, None, None].contiguous()}
+    assert codec.tokenizer is not None
+    for half, module, layout in (
+        ("encoder", codec.tokenizer.encoder, encoder_layout(sizes)),
+        ("decoder", codec.detokenizer.decoder, decoder_layout(sizes)),
+    ):
+        tensors |= {f"{half}.blocks.{name}": tensor for name, tensor in weight_layout.invert(module, layout).items()}
+    assert {"encoder.blocks.group_2.block_1.id_path.w", "decoder.blocks.group_4.block_2.res_path.conv_4.b"} <= set(
+        tensors
+    )
+    assert "encoder.blocks.group_2.block_2.id_path.w" not in tensors
+    save_file(tensors, tmp_path / "model.safetensors")
+    again, codes = open_image_codec(tmp_path), torch.arange(6).reshape(1, 2, 3)
+    assert torch.equal(again.detokenizer(codes), codec.detokenizer(codes))
 
 
 @pytest.mark.parametrize("prefixes", [("encoder.", "decoder."), ("enc.", "dec.")])
@@ -203,50 +224,44 @@ def test_the_real_vq_vae_on_photographs(shared_dir: Path, tmp_path: Path) -> Non
 def test_random_weights_of_each_kind() -> None:
     """Equal seeds, equal weights; two codecs of one plan paint what they read."""
     small = {"channels": [8, 16], "blocks": 1, "attended": [1], "latent": 4, "width": 4, "groups": 4, "codebook": 20}
-    for codec in (random_vq_vae(VQ_VAE, 1), random_vqgan(small, 1)):
-        again = random_vq_vae(VQ_VAE, 1) if codec.kind == "vq-vae" else random_vqgan(small, 1)
+    for codec in (random_vq_vae(SMALL, 1), random_vqgan(small, 1)):
+        again = random_vq_vae(SMALL, 1) if codec.kind == "vq-vae" else random_vqgan(small, 1)
         codes = torch.arange(6).reshape(1, 2, 3)
         assert torch.equal(codec.detokenizer(codes), again.detokenizer(codes))
         assert codec.tokenizer is not None
         assert codec.tokenizer(codec.detokenizer(codes)).shape == codes.shape
 
 
-@pytest.fixture(scope="module")
-def tied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ImageTokenizer]:
-    """A bundle with two equal codes that photographs use, and its tokenizer."""
-    codec = random_vq_vae(VQ_VAE, 2)
-    tokenizer = codec.tokenizer
+@pytest.fixture
+def small(small_codec: Path) -> tuple[Bundle, ImageTokenizer, int]:
+    """A bundle, its tokenizer, and the code that its pictures have most."""
+    tokenizer = random_vq_vae(SMALL, 0).tokenizer
     assert tokenizer is not None
-    assert tokenizer.codebook is not None
-    seen = tokenizer.encoder(torch.zeros(1, 3, 16, 16))[0, :, 2, 2]
-    with torch.no_grad():
-        tokenizer.codebook[:2] = seen
-    target = tmp_path_factory.mktemp("tied") / "tiny"
-    plan = codec_plan(Request("tiny", Entry("vq-vae", (), ""), random=True), codec, "")
-    write_bundle(replace(plan, checks=()), target)
-    return Bundle.open(target), tokenizer
+    bundle = Bundle.open(small_codec)
+    codec = PictureCodec(bundle)
+    used = np.bincount(np.concatenate([codec.encode([picture]).ravel() for picture in pictures(codec)]))
+    return bundle, tokenizer, int(used.argmax())
 
 
-def test_codes_that_double_precision_gives_otherwise_are_counted(tied: tuple[Bundle, ImageTokenizer]) -> None:
-    bundle, tokenizer = tied
-    other = copy.deepcopy(tokenizer)
-    assert other.codebook is not None
-    with torch.no_grad():
-        other.codebook[:2] += 0.5
+def test_codes_that_double_precision_gives_otherwise_are_counted(small: tuple[Bundle, ImageTokenizer, int]) -> None:
+    bundle, tokenizer, most = small
     assert measure_codes(bundle, tokenizer).passed
-    measured = measure_codes(bundle, other)
+    assert tokenizer.codebook is not None
+    with torch.no_grad():
+        tokenizer.codebook[most] += 5.0
+    measured = measure_codes(bundle, tokenizer)
     assert not measured.passed
     assert measured.value > 10
 
 
-def test_ties_are_told_apart(tied: tuple[Bundle, ImageTokenizer]) -> None:
-    """The graph takes the first of two equal codes; where the second is nearer by a hair, that is no fault."""
-    bundle, tokenizer = tied
-    other = copy.deepcopy(tokenizer)
-    assert other.codebook is not None
+def test_ties_are_told_apart(small: tuple[Bundle, ImageTokenizer, int]) -> None:
+    """Where a code that the graph does not take is nearer by a hair, that is no fault."""
+    bundle, tokenizer, most = small
+    assert tokenizer.codebook is not None
     with torch.no_grad():
-        other.codebook[0] += 1e-6
-    measured = measure_codes(bundle, other)
+        for place, hair in ((most - 1, 1e-6), (most - 2, -1e-6)):
+            tokenizer.codebook[place] = tokenizer.codebook[most] + hair
+    measured = measure_codes(bundle, tokenizer)
     assert measured.passed
     assert measured.note.endswith(" ties")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from vlrt.bundle import Bundle
@@ -21,21 +20,11 @@ from vlrt.tasks.reconstruct import Reconstructor
 from vlrt.tasks.tokenize import Tokenizer
 from vlrt.token_grid import TokenGrid
 from vlrt.verify import verify
-from vlrt.zoo import Entry
-from vlrt_export.bundle_writer import write_bundle
-from vlrt_export.families import vq_vae as family
-from vlrt_export.request import Request
-
-SIZES = {"hidden": 8, "residual": 4, "blocks": 1, "width": 4, "codebook": 16}
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    torch.set_num_threads(1)
-    target = tmp_path_factory.mktemp("codec") / "small-codec"
-    entry = Entry("vq-vae", ("tokenize", "detokenize", "reconstruct"), "")
-    write_bundle(family.build(Request("small-codec", entry, random=True, options={"sizes": SIZES})), target)
-    return Bundle.open(target)
+def bundle(small_codec: Path) -> Bundle:
+    return Bundle.open(small_codec)
 
 
 def codec_of(bundle: Bundle, **change: Any) -> PictureCodec:
