@@ -66,6 +66,11 @@ class Block:
     plane_lines: int
 
 
+def whole(source: DeviceArray, target: DeviceArray) -> Block:
+    """The block of all of an array."""
+    return Block(source.address, target.address, source.nbytes, 1, 1, source.nbytes, 1)
+
+
 class DeviceMemory(Protocol):
     """Memory of one device; what is asked of it happens in the order in which it was asked."""
 

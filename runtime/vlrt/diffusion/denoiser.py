@@ -12,6 +12,7 @@ from vlrt.diffusion.sample import Loop, Part, StepBuffers
 from vlrt.diffusion.schedule import FloatArray
 from vlrt.diffusion_sections import StageSpec
 from vlrt.engines import Array, Sessions
+from vlrt.engines.device_session import DeviceSession
 from vlrt.errors import BundleError
 from vlrt.manifest import TensorSpec
 
@@ -45,20 +46,23 @@ class BoundDenoiser:
         stage, session = self._stage, self._sessions.get(role)
         graph = session.spec
         time = _timestep(graph.input(stage.timestep_input), buffers, graph.file)
-        inputs: dict[str, Array] = {stage.sample_input: buffers.sample, stage.timestep_input: time}
+        moving: dict[str, Array] = {stage.sample_input: buffers.sample, stage.timestep_input: time}
+        steady: dict[str, Array] = {}
         if stage.guidance_embedding:
-            inputs[stage.guidance_embedding] = np.repeat(
+            steady[stage.guidance_embedding] = np.repeat(
                 guidance_embedding(self._guidance, stage.guidance_width), buffers.rows, axis=0
             )
         known = self._known
         if buffers.part == "unconditional":
             known = Known(known.view(False))
-        inputs |= stack_rows(graph, inputs, known, buffers.part == "both")
+        steady |= stack_rows(graph, {**moving, **steady}, known, buffers.part == "both")
         outputs: dict[str, Array] = {stage.prediction_output: buffers.prediction}
         for tensor in graph.outputs:
             if tensor.name != stage.prediction_output:
                 raise BundleError(f"`{graph.file}` has the output `{tensor.name}`, which nothing reads")
-        return session.bind(inputs, outputs)
+        if isinstance(session, DeviceSession):
+            return session.bind({**moving, **session.keep(steady)}, outputs)
+        return session.bind(moving | steady, outputs)
 
     def gradient(self, sample: FloatArray, gradient: FloatArray, timestep: float, scale: float) -> None:
         """Fills `gradient` with `scale` times the gradient of the stage's score by the sample [1, …]."""

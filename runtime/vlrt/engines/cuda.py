@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from vlrt.bundle import Bundle
-from vlrt.device_memory import Array, Buffer, DeviceArray, DeviceMemory, Mirror
+from vlrt.device_memory import Array, Buffer, DeviceArray, DeviceMemory, whole
 from vlrt.engines.cuda_driver import CudaMemory
 from vlrt.engines.device_session import DeviceSession
 from vlrt.engines.onnxruntime import CAPTURED, OnnxRuntimeSession, find_provider, load_library
@@ -26,6 +25,10 @@ _HALVES_ONLY = "GroupQueryAttention"
 
 _LIBRARIES = "pip install 'vlrt[gpu]', which brings CUDA's and cuDNN's libraries, or use `--device cpu`"
 _GRAPH, _NO_GRAPH = "gpu_graph_id", "-1"
+
+
+_Graph = tuple[dict[str, DeviceArray], dict[str, DeviceArray], Callable[[], None]]
+"""What a captured graph reads, what it writes, and how it is run."""
 
 
 def open_cuda(bundle: Bundle, role: str, options: EngineOptions) -> CudaSession:
@@ -86,7 +89,7 @@ class CudaSession(DeviceSession):
         self._loaded = loaded
         self._library = library
         self._captures = captures
-        self._numbers = itertools.count(1)
+        self._graphs: dict[object, _Graph] = {}
         self._one_at_a_time = threading.Lock()
 
     def run(self, **arrays: Array) -> dict[str, Array]:
@@ -110,23 +113,43 @@ class CudaSession(DeviceSession):
         return waited
 
     def _captured(self, inputs: dict[str, Buffer], outputs: dict[str, Buffer]) -> Callable[[], None]:
-        """Replays read and write the addresses of the capture, so everything has its place on the device."""
-        mirror = Mirror(self.memory, inputs, outputs)
-        options = self._run_options(str(next(self._numbers)))
-        place = self.memory.kind, self.memory.index
-        run = self._loaded.bind_placed(mirror.inputs, mirror.outputs, place, options)
+        """A graph belongs to addresses, so what is bound is brought to those of the one graph of its shapes."""
+        with self._one_at_a_time:
+            shapes = tuple((name, array.shape) for name, array in sorted(inputs.items()))
+            graph = self._graphs.get(shapes)
+            if graph is None:
+                graph = self._graphs[shapes] = self._new_graph(inputs, outputs)
+        there, back, launch = graph
 
-        def waited() -> None:
-            self.memory.finish()
-            run()
-
-        whole = mirror.around(waited)
-
-        def locked() -> None:
+        def run() -> None:
             with self._one_at_a_time:  # a capture takes in whatever another thread launches
-                whole()
+                for name, array in inputs.items():
+                    self._bring(array, there[name])
+                self.memory.finish()
+                launch()
+                for name, array in outputs.items():
+                    self._fetch(back[name], array)
+                self.memory.finish()
 
-        return locked
+        return run
+
+    def _new_graph(self, inputs: dict[str, Buffer], outputs: dict[str, Buffer]) -> _Graph:
+        there = {name: self.memory.empty(array.shape, array.dtype) for name, array in inputs.items()}
+        back = {name: self.memory.empty(array.shape, array.dtype) for name, array in outputs.items()}
+        options = self._run_options(str(len(self._graphs) + 1))
+        return there, back, self._loaded.bind_placed(there, back, (self.memory.kind, self.memory.index), options)
+
+    def _bring(self, array: Buffer, target: DeviceArray) -> None:
+        if isinstance(array, DeviceArray):
+            self.memory.copy(whole(array, target))
+        else:
+            self.memory.upload(array, target)
+
+    def _fetch(self, source: DeviceArray, array: Buffer) -> None:
+        if isinstance(array, DeviceArray):
+            self.memory.copy(whole(source, array))
+        else:
+            self.memory.download(source, array)
 
     def _run_options(self, graph: str) -> Any:
         options = self._library.RunOptions()
