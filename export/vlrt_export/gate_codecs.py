@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from vlrt.bundle import Bundle
 from vlrt.codec import Codes, PictureCodec, Pixels
-from vlrt.decode import DecodeOptions, StepModel, generate
+from vlrt.decode import DecodeOptions, Hypothesis, StepModel, generate
 from vlrt.engines import Array
 from vlrt.manifest import DecodeSpec, Measurement
 from vlrt.text import TextCodec
 from vlrt_export.calibration import Calibration
+from vlrt_export.gate_captions import Choice, agreement
 from vlrt_export.gate_metrics import Limits, reference, register
 from vlrt_export.trial import TrialSessions
 
@@ -83,11 +85,11 @@ class Drawn:
 
     Args:
         greedy: codes that fp32 chooses greedily for each prompt.
-        followed: codes that this decoder chooses where all before them are fp32's.
+        followed: what this decoder would choose at each place, all before it being fp32's.
     """
 
     greedy: Sequence[Sequence[int]]
-    followed: Sequence[Sequence[int]]
+    followed: Sequence[Sequence[Choice]]
 
 
 @register("image_tokens")
@@ -99,18 +101,17 @@ class Drawing:
         greedy, followed = [], []
         for number, sentence in enumerate(data.sentences[:_PROMPTS]):
             asked, nothing = drawer.conditions(sentence)
-            own = drawer.draw(asked, nothing, (), _FOLLOWED)
+            own = drawer.draw(asked, nothing)
             greedy.append(expected.greedy[number] if expected else own)
             with sessions.unrecorded():
-                places = range(len(greedy[-1]))
-                followed.append([drawer.draw(asked, nothing, greedy[-1][:place], 1)[0] for place in places])
+                followed.append(drawer.follow(asked, nothing, greedy[-1]))
         return Drawn(greedy, followed)
 
     def compare(self, expected: Drawn, found: Drawn, data: Calibration, limits: Limits) -> Iterator[Measurement]:
-        pairs = [pair for one in zip(expected.followed, found.followed) for pair in zip(*one)]
-        share = sum(ours == theirs for ours, theirs in pairs) / max(len(pairs), 1)
+        share, clear, places = agreement(found.followed, expected.followed)
         what, version, _ = reference(data)
-        ending = (limits["token_agreement"], what, version, f"{len(pairs)} codes of {len(found.followed)} sentences")
+        note = f"{clear} of {places} codes, chosen clearly in fp32, of {len(found.followed)} sentences"
+        ending = (limits["token_agreement"], what, version, note)
         yield Measurement("gate, drawing", "share of codes chosen alike", round(share, 4), *ending, better="higher")
 
 
@@ -132,14 +133,25 @@ class _Drawer:
         asked, nothing = ({name: array[lane : lane + 1] for name, array in found.items()} for lane in (0, 1))
         return asked, nothing
 
-    def draw(
-        self, asked: Mapping[str, Array], nothing: Mapping[str, Array], begun: Sequence[int], codes: int
-    ) -> list[int]:
-        """The likeliest codes that follow."""
-        options = DecodeOptions(max_new_tokens=codes, guidance_scale=self.guidance)
+    def draw(self, asked: Mapping[str, Array], nothing: Mapping[str, Array]) -> list[int]:
+        """The first codes, each the likeliest."""
+        (best,) = self._generate(asked, nothing, (), max_new_tokens=_FOLLOWED)
+        return [int(token) for token in best.tokens]
+
+    def follow(self, asked: Mapping[str, Array], nothing: Mapping[str, Array], given: Sequence[int]) -> list[Choice]:
+        """The likeliest code at each place of a picture, where those before it are given."""
+        two, found = {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 0.0}, []
+        for place in range(len(given)):
+            first, second = self._generate(asked, nothing, given[:place], max_new_tokens=1, **two)
+            found.append(Choice(int(first.tokens[0]), float(first.score - second.score)))
+        return found
+
+    def _generate(
+        self, asked: Mapping[str, Array], nothing: Mapping[str, Array], begun: Sequence[int], **options: Any
+    ) -> list[Hypothesis]:
         prompt = [*self.spec.start_ids, *begun]
-        found = generate(self.step, asked, options, prompts=[prompt], unconditional=nothing)
-        return [int(token) for token in found[0][0].tokens]
+        chosen = DecodeOptions(guidance_scale=self.guidance, **options)
+        return generate(self.step, asked, chosen, prompts=[prompt], unconditional=nothing)[0]
 
 
 def _size(codec: PictureCodec) -> tuple[int, int]:
