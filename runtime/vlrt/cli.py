@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import click
@@ -29,6 +30,8 @@ COMMANDS = {
     "export": ("vlrt_export.command:export", "Trace a model to a bundle and prove it against torch."),
 }
 """Command -> where it is, and its line in the help text. Named as strings: nothing is imported before it runs."""
+
+_ALARMS = hasattr(signal, "setitimer")
 
 root = LazyGroup(COMMANDS, help="On-device inference for vision-language models: no torch at inference.", name="vlrt")
 click.version_option(vlrt.__version__, prog_name="vlrt")(root)
@@ -105,8 +108,41 @@ def _orderly_termination() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    raised: dict[signal.Signals, Callable[[], object]] = {signal.SIGTERM: lambda: sys.exit(128 + signal.SIGTERM)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raised[signal.SIGINT] = _interrupt
+    before = {number: signal.signal(number, _outside_imports(act)) for number, act in raised.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _wake(0.0)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _outside_imports(act: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
+    """A handler that acts as soon as the main thread is not in the import system.
+
+    An exception that is raised there may be lost in a callback, or leave a lock taken that other threads wait for.
+    """
+
+    def handle(_: int, frame: FrameType | None) -> None:
+        if _ALARMS and frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+            signal.signal(signal.SIGALRM, handle)
+            _wake(0.01)
+            return
+        _wake(0.0)
+        act()
+
+    return handle
+
+
+def _wake(seconds: float) -> None:
+    """Sets the alarm, or with 0 takes it back; it rings again and again, for a single one may come just before a call
+    that blocks, which would not notice it."""
+    if _ALARMS:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
