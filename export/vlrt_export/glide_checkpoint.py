@@ -14,7 +14,7 @@ from vlrt.errors import VlrtError
 from vlrt_export.checkpoints import Checkpoint, open_checkpoint, read_json
 from vlrt_export.modules.glide_clip import NoisedClipImage, NoisedClipSizes, NoisedClipText
 from vlrt_export.modules.glide_text import GlideText
-from vlrt_export.modules.glide_unet import GlideSizes, GlideUnet, with_minimal_filtering
+from vlrt_export.modules.glide_unet import GlideSizes, GlideUnet
 from vlrt_export.weight_layout import Layout, Part, build, check_surplus, names_of
 
 Sizes = TypeVar("Sizes", GlideSizes, NoisedClipSizes)
@@ -122,7 +122,7 @@ def load_half(checkpoint: Checkpoint, sizes: GlideSizes) -> Half:
     where = checkpoint.origin
     check_surplus(checkpoint.tensors, names_of(*layouts), r"^unemb\.", where)
     return Half(
-        with_minimal_filtering(build(lambda: GlideUnet(sizes), layouts[0], checkpoint.tensors, where)),
+        build(lambda: GlideUnet(sizes), layouts[0], checkpoint.tensors, where),
         build(lambda: empty_text(sizes), layouts[1], checkpoint.tensors, where),
     )
 
@@ -220,8 +220,7 @@ def empty_text(sizes: GlideSizes) -> GlideText:
 
 
 def _random_half(sizes: GlideSizes, seed: int) -> Half:
-    unet = with_minimal_filtering(_randomised(GlideUnet(sizes), 2 * seed))
-    return Half(unet, _randomised(empty_text(sizes), 2 * seed + 1))
+    return Half(_randomised(GlideUnet(sizes), 2 * seed), _randomised(empty_text(sizes), 2 * seed + 1))
 
 
 def _randomised(module: Module, seed: int) -> Module:

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlrt_export.modules.winograd import WinogradConv, is_winograd
-
 Resampling = Literal["", "up", "down"]
 _GROUPS = 32
 _PICTURE = 3
@@ -193,15 +191,6 @@ class GlideUnet(nn.Module):
         for block in self.output_blocks:
             h = _run(cast(nn.ModuleList, block), torch.cat([h, passed.pop()], dim=1), embedding, memories)
         return cast(Tensor, self.out(h))
-
-
-def with_minimal_filtering(unet: GlideUnet) -> GlideUnet:
-    """The same denoiser, its large convolutions computed by fewer products; weights and their names stay."""
-    for layer in list(unet.modules()):
-        for name, child in layer.named_children():
-            if is_winograd(child):
-                setattr(layer, name, WinogradConv(cast(nn.Conv2d, child)))
-    return unet
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:
