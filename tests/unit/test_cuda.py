@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import json
 import shutil
 import subprocess
 import threading
@@ -20,10 +22,11 @@ from onnx import TensorProto, helper
 
 from vlrt import engines, load
 from vlrt.bundle import Bundle
+from vlrt.cli import main
 from vlrt.decode import DecodeOptions, StepModel, generate
 from vlrt.decode.scoring import score_continuations
 from vlrt.device_memory import Block, DeviceArray
-from vlrt.engines import EngineOptions, Sessions, cuda, open_session
+from vlrt.engines import EngineOptions, Sessions, cuda, cuda_driver, open_session
 from vlrt.engines import onnxruntime as engine
 from vlrt.engines.cuda import CudaSession
 from vlrt.engines.cuda_driver import CudaMemory, Driver
@@ -306,3 +309,31 @@ def test_the_provider_is_asked_for_what_was_chosen() -> None:
     assert engine.find_provider(library, "cuda:2") == ("CUDAExecutionProvider", {"device_id": "2"})
     captured = {"device_id": "1", "enable_cuda_graph": "1"}
     assert engine.find_provider(library, "cuda:1:graph") == ("CUDAExecutionProvider", captured)
+
+
+# --- what `vlrt info` says
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    with contextlib.suppress(SystemExit):
+        main(["info", "--json"])
+    return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("with_provider")
+def test_info_names_the_gpus(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_driver, "driver", lambda: driver)
+    assert "cuda:0 (NVIDIA No 40, 5 GB)" in told(capsys)["devices"]
+
+
+@pytest.mark.usefixtures("with_provider")
+def test_info_says_why_a_gpu_build_has_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_driver, "driver", lambda: Driver("no-such-libcuda.so"))
+    found = told(capsys)
+    assert not any(device.startswith("cuda") for device in found["devices"])
+    (problem,) = [problem for problem in found["problems"] if "NVIDIA" in problem["what"]]
+    assert "nvidia-smi" in problem["hint"]

@@ -13,11 +13,13 @@ import click
 
 import vlrt
 from vlrt import zoo
-from vlrt.engines import openvino
+from vlrt.engines import cuda_driver, openvino, tensorrt
 from vlrt.engines.onnxruntime import PROVIDERS, load_library
 from vlrt.errors import EngineError
 
-_PACKAGES = ("numpy", "Pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "onnx")
+_PACKAGES = (
+    *("numpy", "Pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch", "onnx"),
+)
 
 
 @click.command(short_help="Show versions, engines and devices; name what is wrong.")
@@ -45,6 +47,7 @@ def _gather() -> dict[str, Any]:
         devices = [device for device, (provider, _) in PROVIDERS.items() if provider in available]
     except EngineError as error:
         problems.append({"what": error.what, "hint": error.hint})
+    devices = _by_gpu(devices, "tensorrt" in packages, problems)
     if "openvino" in packages:
         try:
             devices += [f"{device} ({precision})" for device, precision in openvino.devices().items()]
@@ -61,6 +64,21 @@ def _gather() -> dict[str, Any]:
         "cache": str(zoo.cache_folder()),
         "problems": problems,
     }
+
+
+def _by_gpu(devices: list[str], with_tensorrt: bool, problems: list[dict[str, str]]) -> list[str]:
+    """The devices, each GPU by its own name where an engine for GPUs is installed."""
+    kinds = [kind for kind in devices if kind == "cuda"]
+    others = [kind for kind in devices if kind != "cuda"]
+    try:
+        if with_tensorrt:
+            tensorrt.load_library()
+            kinds.append("tensorrt")
+        gpus = cuda_driver.driver().gpus() if kinds else []
+    except EngineError as error:
+        problems.append({"what": error.what, "hint": error.hint})
+        return others
+    return others + [f"{kind}:{gpu.index} ({gpu.name}, {gpu.memory / 1e9:.0f} GB)" for kind in kinds for gpu in gpus]
 
 
 def _version(package: str) -> str | None:
