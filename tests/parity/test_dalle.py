@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,6 +96,25 @@ def test_the_codec_inside_a_checkpoint(name: str, loaded: dict[str, DalleModel],
     assert codes.flatten().tolist() == dalle_models.golden(name, "found").flatten().tolist()
     painted = codec.detokenizer(dalle_models.golden(name, "greedy").reshape(2, 8, 8))
     assert torch.allclose(painted, ((dalle_models.golden(name, "pixels") + 1) / 2).clamp(0, 1), atol=1e-6)
+
+
+def test_a_vqgan_inside_a_checkpoint(dalle_models: ModuleType, seeded: ModuleType, tmp_path: Path) -> None:
+    """As `VQGanVAE` of DALLE-pytorch wraps taming's: its codes are those of the golden model itself."""
+    with np.load(Path(__file__).parents[1] / "golden" / "vqgan.npz") as stored:
+        shapes = {name: tuple(shape) for name, shape in json.loads(str(stored["nearest/shapes"])).items()}
+        pixels, codes = stored["nearest/pixels"], stored["nearest/codes"]
+    inside = {f"vae.model.{name}": torch.from_numpy(value) for name, value in seeded.seeded(shapes).items()}
+    bare = {name: value for name, value in dalle_models.weights("lucid/kinds").items() if not name.startswith("vae.")}
+    hparams = dalle_models.DESCRIBED["lucid"]["kinds"]
+    torch.save({"hparams": hparams, "vae_params": None, "weights": bare | inside}, tmp_path / "dalle.pt")
+    checkpoint = open_checkpoint(tmp_path / "dalle.pt")
+    load_dalle_pytorch(checkpoint, {})
+    found = embedded_codec(checkpoint)
+    assert found is not None
+    codec = read_image_codec(found, 32)
+    assert codec.tokenizer is not None
+    assert codec.kind == "vqgan"
+    assert codec.tokenizer(torch.from_numpy(pixels)).tolist() == codes.reshape(len(codes), 8, -1).tolist()
 
 
 BASE = {"words": 30, "text": 5, "codebook": 40, "width": 32, "heads": 2, "head_width": 16, "feed_forward": 48}
