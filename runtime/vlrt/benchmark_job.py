@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -61,8 +62,7 @@ class Job:
 
     def arrays(self, batch: int) -> dict[str, NDArray[Any]]:
         """The first `batch` rows of every input."""
-        with np.load(self.inputs) as every:
-            return {name: every[name][:batch] for name in every.files}
+        return {name: array[:batch] for name, array in _arrays(self.inputs).items()}
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,13 @@ class Side:
     packages: int
     versions: dict[str, str] = field(default_factory=dict)
     note: str = ""
+
+
+@cache
+def _arrays(path: str) -> dict[str, NDArray[Any]]:
+    """Read once: reading is no side's work."""
+    with np.load(path) as every:
+        return {name: every[name] for name in every.files}
 
 
 class Runner(Protocol):
