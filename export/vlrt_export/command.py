@@ -62,7 +62,12 @@ _NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "huggingface_hub", "onn
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="Folder of photographs to find and judge --precision by."
 )
-@click.option("--target", type=click.Choice(["tensorrt"]), help="Build this machine's engines of an exported bundle.")
+@click.option(
+    "--target",
+    "engine",
+    type=click.Choice(["cuda", "tensorrt"]),
+    help="Of an exported bundle: write it in fp16 for GPUs, or build TensorRT's engines for this machine.",
+)
 @click.option("--profile", "profiles", multiple=True, metavar="AXIS=MIN:USUAL:MAX,…", help="Of --target: sizes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the parity certificate as JSON.")
 def export(name: str, output: Path | None, force: bool, as_json: bool, via: str | None, **choices: Any) -> None:
@@ -71,15 +76,21 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, via: str 
     The name clip-prompts converts CoOp's learned prompts instead: --source CHECKPOINT -o FILE.npz. With --via, NAME is
     a hub id or folder. With --precision, --source may also be an fp32 bundle; with --target it is the bundle.
     """
-    target_engine, profiles = choices.pop("target"), choices.pop("profiles")
-    if target_engine is not None:
+    engine, profiles = choices.pop("engine"), choices.pop("profiles")
+    if engine == "tensorrt":
         _build_engines(name, choices["source"], profiles, as_json)
         return
     if profiles:
         raise UsageError("`--profile` goes with an engine", "add `--target tensorrt`")
     _need_libraries()
+    if engine == "cuda":
+        _write_for_cuda(name, choices["source"], output, force, as_json)
+        return
     precision, smaller, calibration = (choices.pop(key) for key in ("precision", "smaller", "calibration"))
     position, labels_file = choices.pop("position"), choices.pop("labels_file")
+    if precision != "fp32" and (name == _CLIP_PROMPTS or via is not None):
+        what = f"`--precision {precision}` does not go with `{'--via' if via else name}`"
+        raise UsageError(what, "leave it out; what others export is reduced by their own tools")
     if name == _CLIP_PROMPTS:
         _convert_prompts(choices["source"], output, position or "end", labels_file, force)
         return
@@ -111,6 +122,15 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, via: str 
     started = time.monotonic()
     plan = build(request)
     manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"), wish=wish)
+    _report(manifest, target, time.monotonic() - started, as_json)
+
+
+def _write_for_cuda(name: str, source: str | None, output: Path | None, force: bool, as_json: bool) -> None:
+    from vlrt_export.cuda_bundle import write_cuda_bundle
+
+    target, started = output or zoo.home() / f"{name}-cuda", time.monotonic()
+    bundle = Bundle.open(zoo.find(source or name))
+    manifest = write_cuda_bundle(bundle, target, force=force, progress=lambda line: _say(f"{line} …"))
     _report(manifest, target, time.monotonic() - started, as_json)
 
 

@@ -82,6 +82,10 @@ def test_options_of_reduced_precision_need_one(export: Run, option: tuple[str, s
     export(*option).failed(2, "go with a reduced precision", "--precision int8")
 
 
+def test_other_exports_stay_in_fp32(export: Run) -> None:
+    export("--precision", "int8", "--via", "optimum").failed(2, "`--precision int8` does not go with `--via`")
+
+
 def test_an_unknown_precision_lists_the_known(export: Run) -> None:
     found = export("--precision", "int3")
     assert found.code == 2
