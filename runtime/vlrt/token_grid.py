@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def read_grid(path: Path) -> TokenGrid:
         VlrtError: it does not exist, is damaged, or holds no grid of whole numbers.
     """
     if path.suffix == ".npz":
+        _check_unpacked(path)
         stored = read_tensors(path)
         numbers = {name: stored.arrays.get(name) for name in ("codebook", "factor")}
         counts = {name: _count(value.tolist() if value is not None else 0, path) for name, value in numbers.items()}
@@ -96,10 +98,25 @@ def read_grid(path: Path) -> TokenGrid:
     return TokenGrid(_grid(value.get("tokens"), path), **counts, model=model if isinstance(model, str) else "")
 
 
+def _check_unpacked(path: Path) -> None:
+    """Refuses an archive that would fill the memory; what else is wrong with it, its reader says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return
+    if size > _LARGEST_FILE:
+        raise _too_large(path)
+
+
+def _too_large(path: Path) -> VlrtError:
+    return VlrtError(f"`{path.name}` is too large for a file of codes", "is it another file?")
+
+
 def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise VlrtError(f"`{path.name}` is too large for a file of codes", "is it another file?")
+            raise _too_large(path)
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise VlrtError(f"`{path}` does not exist", "`vlrt run tokenize PHOTO --out FILE` makes one") from None

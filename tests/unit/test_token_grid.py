@@ -77,6 +77,16 @@ def test_damaged_and_pickled_arrays_are_refused(tmp_path: Path) -> None:
             read_grid(tmp_path / f"{name}.npz")
 
 
+def test_files_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", tokens=CODES, more=np.zeros(65 << 20, np.uint8))
+    assert (tmp_path / "bomb.npz").stat().st_size < 1 << 20
+    with open(tmp_path / "bomb.json", "wb") as stream:
+        stream.truncate(65 << 20)
+    for name in ("bomb.npz", "bomb.json"):
+        with pytest.raises(VlrtError, match="too large for a file of codes"):
+            read_grid(tmp_path / name)
+
+
 def test_missing_files_and_other_endings(tmp_path: Path) -> None:
     for name in ("none.json", "none.npz"):
         with pytest.raises(VlrtError, match="does not exist"):
