@@ -79,19 +79,19 @@ def roofline(task: str, bundle: Bundle, engine: EngineOptions, photograph: bytes
 
 def _place(role: str, bundle: Bundle, folder: Path) -> Place | None:
     """A graph's place from its profile; none where it did not run, or computes no products."""
-    paths = sorted(folder.glob(f"{role}_*.json"))
+    paths = sorted(folder.glob(f"{role}_[0-9]*.json"))
     if not paths:
         return None
     events = json.loads(paths[-1].read_text("utf-8"))
     runs = [event["dur"] for event in events if event.get("name") == "model_run"]
     kernels = [event["args"] for event in events if event.get("cat") == "Node" and "op_name" in event["args"]]
-    operations = sum(map(_operations, kernels))
-    if not runs or not operations:
+    total = sum(map(operations, kernels))
+    if not runs or not total:
         return None
     moved = _weights(role, bundle) * len(runs)
     moved += sum(int(args.get("activation_size", 0)) + int(args.get("output_size", 0)) for args in kernels)
     seconds = sum(runs) / 1e6
-    return Place(role, round(seconds / len(runs) * 1e3, 3), operations / moved, operations / seconds / 1e9)
+    return Place(role, round(seconds / len(runs) * 1e3, 3), total / moved, total / seconds / 1e9)
 
 
 def _weights(role: str, bundle: Bundle) -> int:
@@ -101,7 +101,7 @@ def _weights(role: str, bundle: Bundle) -> int:
     return total * (2 if graph.storage == "fp16" else 1)
 
 
-def _operations(kernel: Mapping[str, Any]) -> int:
+def operations(kernel: Mapping[str, Any]) -> int:
     """Multiplications and additions of a product or convolution; the engine leaves packed weights out of the shapes."""
     inputs, outputs = (_shapes(kernel.get(name)) for name in ("input_type_shape", "output_type_shape"))
     if not inputs or not outputs:
