@@ -135,6 +135,7 @@ def _codes(tensors: Mapping[str, Tensor]) -> int:
         "image_emb.weight",
         "vae.codebook.weight",
         "vae.model.quantize.embedding.weight",
+        "vae.model.quantize.embed.weight",
         "vae.dec.blocks.input.w",
     ):
         if name in tensors:
