@@ -13,10 +13,11 @@ from PIL import Image
 from vlrt.bundle import Bundle
 from vlrt.manifest import Measurement
 from vlrt.tasks.generate import Painter
+from vlrt.tasks.upscale import Upscaler
 from vlrt_export.diffusers_folder import Component, Pipeline
 from vlrt_export.graph import Check
 from vlrt_export.if_stages import BASE, SUPER, UPSCALER
-from vlrt_export.picture_checks import measure_picture
+from vlrt_export.picture_checks import measure_picture, photograph
 
 PROMPT, NEGATIVE, SEED = "A red dog on the grass ", "a cat", 7
 _STEPS = 2
@@ -24,17 +25,23 @@ _UPSCALER_NOISE = 100
 
 
 def if_checks(folders: Mapping[str, Pipeline], context: int, limit: float) -> Sequence[Check]:
-    """One picture of the whole cascade, small and with few steps."""
+    """One picture of the whole cascade, and a photograph enlarged by its later stages; small and with few steps."""
 
     def check(folder: Path) -> Iterator[Measurement]:
-        painter = Painter(Bundle.open(folder))
+        bundle, reference = Bundle.open(folder), Reference(folders, context)
+        painter = Painter(bundle)
         stages = painter.spec.stages
         side = 2 * max(stage.multiple * stages[0].shape[1] // stage.shape[1] for stage in stages)
         scale = stages[-1].shape[1] * stages[-1].factor // stages[0].shape[1]
         options = {"height": side * scale, "width": 2 * side * scale, "steps": _STEPS, "seed": SEED}
         found = painter(PROMPT, negative=NEGATIVE, **options)
-        expected = Reference(folders, context).picture((side, 2 * side), dict.fromkeys(folders, _STEPS))
+        expected = reference.picture((side, 2 * side), dict.fromkeys(folders, _STEPS))
         yield measure_picture("picture.generate", found.pixels, expected, limit)
+        if SUPER in folders:
+            start = photograph(side, 2 * side)
+            enlarged = Upscaler(bundle)(start, PROMPT, negative=NEGATIVE, steps=_STEPS, seed=SEED)
+            expected = reference.picture((side, 2 * side), dict.fromkeys(folders, _STEPS), start)
+            yield measure_picture("picture.upscale", enlarged.pixels, expected, limit)
 
     return (check,)
 
@@ -53,17 +60,23 @@ class Reference:
         self.encoder = _text_model("T5EncoderModel", "T5Config", base["text_encoder"])
         self.tokenizer = _tokenizer(base["tokenizer"])
 
-    def picture(self, size: tuple[int, int], steps: Mapping[str, int], **more: Any) -> Image.Image:
+    def picture(
+        self, size: tuple[int, int], steps: Mapping[str, int], start: Image.Image | None = None, **more: Any
+    ) -> Image.Image:
         """The picture of `PROMPT` guided away from `NEGATIVE`.
 
         Args:
             size: height and width of the first stage.
             steps: by stage.
+            start: a photograph in the place of the first stage's picture.
             more: schedulers in the place of the pipelines' own, by stage.
         """
         words = dict(zip(("prompt_embeds", "negative_prompt_embeds"), map(self.states, (PROMPT, NEGATIVE))))
-        last, generator, found = list(self.folders)[-1], torch.Generator().manual_seed(SEED), None
+        last, generator = list(self.folders)[-1], torch.Generator().manual_seed(SEED)
+        found: Any = start
         for name, folder in self.folders.items():
+            if name == BASE and start is not None:
+                continue
             given = {"generator": generator, "num_inference_steps": steps[name]}
             given["output_type"] = "pil" if name == last else "pt"
             if name == UPSCALER:

@@ -28,12 +28,13 @@ from vlrt.bundle import Bundle
 from vlrt.engines import EngineOptions
 from vlrt.errors import VlrtError
 from vlrt.tasks.generate import Painter
+from vlrt.tasks.upscale import Upscaler
 from vlrt_export.bundle_writer import write_bundle
 from vlrt_export.clip_tokenizer import stand_in
 from vlrt_export.diffusers_folder import Pipeline, open_pipeline
 from vlrt_export.families import deepfloyd_if as family
 from vlrt_export.if_reference import NEGATIVE, PROMPT, SEED, Reference
-from vlrt_export.picture_checks import psnr
+from vlrt_export.picture_checks import photograph, psnr
 from vlrt_export.request import Request
 from vlrt_export.sentencepiece_file import read_unigram, unigram
 from vlrt_export.t5_prompt import find_t5_tokenizer
@@ -54,12 +55,12 @@ def spread(model: Any, seed: int) -> Any:
     return model.eval()
 
 
-def unet(seed: int, size: int, **more: Any) -> Any:
-    """One level of each of IF's UNets: prompt in every block, as a sum with time, and gelu throughout."""
+def unet(seed: int, size: int, kind: str, **more: Any) -> Any:
+    """One level of IF's UNets: the prompt in the middle or in every block, and with the time; gelu throughout."""
     model = UNet2DConditionModel(
         sample_size=size, out_channels=6, block_out_channels=(16,), layers_per_block=1,
-        down_block_types=("SimpleCrossAttnDownBlock2D",), mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D",), cross_attention_dim=64, attention_head_dim=8,
+        down_block_types=(f"{kind}Block2D",), mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=(f"{kind.replace('Down', 'Up')}Block2D",), cross_attention_dim=64, attention_head_dim=8,
         encoder_hid_dim=STATES, addition_embed_type="text", addition_embed_type_num_heads=2, act_fn="gelu",
         time_embedding_act_fn="gelu", resnet_time_scale_shift="scale_shift", resnet_skip_time_act=True,
         resnet_out_scale_factor=1.414, mid_block_scale_factor=1.414, cross_attention_norm="group_norm",
@@ -103,13 +104,17 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     none = dict.fromkeys(("safety_checker", "feature_extractor", "watermarker"))
     words = {"text_encoder": spread(T5EncoderModel(config), 1), "tokenizer": t5_tokenizer()}
     IFPipeline(
-        **words, **none, unet=unet(2, 8, in_channels=3), scheduler=scheduler(), requires_safety_checker=False
+        **words,
+        **none,
+        unet=unet(2, 8, "SimpleCrossAttnDown", in_channels=3),
+        scheduler=scheduler(),
+        requires_safety_checker=False,
     ).save_pretrained(found["base"])
     IFSuperResolutionPipeline(
         text_encoder=None,
         tokenizer=None,
         **none,
-        unet=unet(3, 16, in_channels=6, class_embed_type="timestep"),
+        unet=unet(3, 16, "ResnetDownsample", in_channels=6, class_embed_type="timestep"),
         scheduler=scheduler(),
         image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         requires_safety_checker=False,
@@ -121,7 +126,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def upscaler(root: Path) -> Any:
     latent = UNet2DConditionModel(
         sample_size=16, in_channels=7, out_channels=4, block_out_channels=(16,), layers_per_block=1,
-        down_block_types=("DownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=16,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=16,
         attention_head_dim=8, num_class_embeds=1000, norm_num_groups=8,
     )  # fmt: skip
     vae = AutoencoderKL(
@@ -185,6 +190,14 @@ def test_ddim_in_the_stages_of_pixels_equals_the_reference_s(folder: Path, refer
     assert psnr(found.pixels, np.asarray(expected)) >= 50
 
 
+def test_a_photograph_enlarged_by_the_later_stages_equals_the_reference_s(folder: Path, reference: Reference) -> None:
+    start = photograph(8, 12)
+    steps = {name: count for name, count in STEPS.items() if name != "base"}
+    found = Upscaler(Bundle.open(folder))(start, PROMPT, negative=NEGATIVE, seed=SEED, steps=steps)
+    assert found.picture.size == (96, 64)
+    assert psnr(found.pixels, np.asarray(reference.picture((8, 12), STEPS, start))) >= 50
+
+
 def test_words_negative_words_and_seed_decide_the_picture(folder: Path) -> None:
     painter = Painter(Bundle.open(folder))
     first = painter(PROMPT, seed=1, steps=STEPS)
@@ -212,7 +225,7 @@ def test_the_same_picture_on_openvino(folder: Path) -> None:
 
 def test_the_bundle_says_what_it_can(folder: Path) -> None:
     described = Bundle.open(folder).manifest
-    assert described.tasks == ("generate",)
+    assert described.tasks == ("generate", "upscale")
     spec = described.diffusion
     assert spec is not None
     assert [stage.name for stage in spec.stages] == list(STEPS)
@@ -225,7 +238,7 @@ def test_the_bundle_says_what_it_can(folder: Path) -> None:
     assert (third.low_resolution.noise_level, third.low_resolution.drawn) == (100, "before")
     assert [prompt.chain for prompt in spec.prompts] == [("t5_encoder",), ("upscaler_text_encoder",)]
     assert [line.stage for line in described.certificate if not line.passed] == []
-    assert "picture.generate" in [line.stage for line in described.certificate]
+    assert {"picture.generate", "picture.upscale"} <= {line.stage for line in described.certificate}
     assert "super_resolution: super_resolution sha256:" in described.source.note
 
 

@@ -54,10 +54,12 @@ def build(request: Request) -> Plan:
     return Plan(
         name=request.name,
         family="deepfloyd-if",
-        tasks=("generate",),
+        tasks=("generate", "upscale") if SUPER in folders else ("generate",),
         graphs=graphs,
         source=source_of(request, base, _notes(folders)),
-        diffusion=DiffusionSpec(stages=tuple(stages), prompts=tuple(prompts)),
+        diffusion=DiffusionSpec(
+            stages=tuple(stages), prompts=tuple(prompts), upscale_start=SUPER if SUPER in folders else ""
+        ),
         files=files,
         card=RANDOM_NOTE if request.random else _CARD,
         checks=() if request.random else if_checks(folders, context, request.tolerance("psnr", LEAST)),
