@@ -82,8 +82,8 @@ def bench(
     _check_targets(target, plot, html)
     if profile is not None:
         _make_folder(profile)
-    report = bench(task, model, EngineOptions(device, threads, profile), options, photograph, _say)
-    report = beside_others(report, model, EngineOptions(device, threads), photograph, versus, html is not None, _say)
+    report = bench(task, model, EngineOptions(device, threads, profile), options, photograph, say)
+    report = beside_others(report, model, EngineOptions(device, threads), photograph, versus, html is not None)
     if target != "-":
         _print(report)
         print_versus(report.versus)
@@ -113,10 +113,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VlrtError(f"`{folder}` cannot be made: {error.strerror}", "choose another with --profile") from None
-
-
-def _say(line: str) -> None:
-    click.echo(f"{line} …", err=True)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -70,7 +70,6 @@ def beside_others(
     photograph: bytes | None,
     versus: VersusOptions | None,
     for_page: bool,
-    progress: Callable[[str], None],
 ) -> Report:
     """A report with what was found beside others, and for a page with a roofline."""
     from dataclasses import replace
@@ -83,16 +82,21 @@ def beside_others(
     if versus is not None:
         from vlrt.benchmark_versus import compare
 
-        found = compare(report.task, bundle, engine, versus, image, progress)
+        found = compare(report.task, bundle, engine, versus, image, say)
         report = replace(report, versus=found.to_json())
     if for_page and engine.device == "cpu" and report.task != "generate":
         from dataclasses import asdict
 
         from vlrt.roofline import roofline
 
-        progress("roofline")
+        say("roofline")
         report = replace(report, roofline=asdict(roofline(report.task, bundle, engine, image)))
     return report
+
+
+def say(line: str) -> None:
+    """What is measured now, for whoever waits."""
+    click.echo(f"{line} …", err=True)
 
 
 def print_versus(versus: Mapping[str, Any] | None) -> None:
