@@ -18,7 +18,7 @@ from vlrt_export.calibration import Calibration
 from vlrt_export.gate_metrics import Metric, metrics_of
 from vlrt_export.gate_parts import sensitive_parts
 from vlrt_export.gate_speed import Speed, executed_kernels, measure_speed
-from vlrt_export.reduced_graph import KINDS, Candidate, Workshop
+from vlrt_export.reduced_graph import INT4, KINDS, Candidate, Workshop
 from vlrt_export.trial import Record, TrialSessions
 
 PRECISIONS = ("fp32", *KINDS)
@@ -93,8 +93,15 @@ class Gate:
         expected, records = self._observe_fp32()
         self.scratch.mkdir()
         shops = {role: self._workshop(role, record) for role, record in records.items()}
-        chosen = self._choose(shops, records)
-        chosen, quality = self._hold_quality(shops, records, chosen, expected)
+        tried = self._try(shops, records)
+        chosen, quality = self._choose(shops, tried), list[Measurement]()
+        if INT4 in {one.candidate.kind for one in chosen.values()} and self.wish.precision != INT4:
+            quality = self._quality(chosen, expected)
+            if not all(line.passed for line in quality):
+                # Four bits are a bet that is lost as a whole; what eight bits lose is worth a search.
+                eight = {role: [one for one in found if one.candidate.kind != INT4] for role, found in tried.items()}
+                chosen, quality = self._choose(shops, eight), []
+        chosen, quality = self._hold_quality(shops, records, chosen, expected, quality)
         lines = [*quality, *self._kernels(chosen, records), *self._gains(chosen, shops)]
         failed = [line for line in lines if not line.passed]
         if failed:
@@ -118,21 +125,25 @@ class Gate:
         calls = [call.inputs for call in record.calls if not call.shared]
         return Workshop(role, self.bundle.graph(role), self.scratch / role, calls)
 
-    def _choose(self, shops: Mapping[str, Workshop], records: Mapping[str, Record]) -> dict[str, Admitted]:
+    def _try(self, shops: Mapping[str, Workshop], records: Mapping[str, Record]) -> dict[str, list[Admitted]]:
+        """Every graph in each kind that was asked for."""
+        kinds = KINDS[self.wish.precision]
+        tried = {role: self._measured(shop, kinds, records[role]) for role, shop in shops.items()}
+        if not any(tried.values()):
+            what = f"`{self.bundle.name}` has nothing that `{self.wish.precision}` could reduce"
+            raise GateError(what, "choose another --precision")
+        return tried
+
+    def _choose(self, shops: Mapping[str, Workshop], tried: Mapping[str, Sequence[Admitted]]) -> dict[str, Admitted]:
         """Of each graph the candidate that pays most, if one does."""
-        chosen, tried = {}, []
-        for role, shop in shops.items():
-            found = self._measured(shop, KINDS[self.wish.precision], records[role])
-            tried += found
-            paying = [one for one in found if self._pays(one, shop)]
+        chosen = {}
+        for role, found in tried.items():
+            paying = [one for one in found if self._pays(one, shops[role])]
             if paying:
                 chosen[role] = max(paying, key=lambda one: one.speed.ratio)
                 self._tell(chosen[role])
-        if not tried:
-            what = f"`{self.bundle.name}` has nothing that `{self.wish.precision}` could reduce"
-            raise GateError(what, "choose another --precision")
         if not chosen:
-            raise self._nothing_pays(tried)
+            raise self._nothing_pays([one for found in tried.values() for one in found])
         return chosen
 
     def _measured(
@@ -171,9 +182,10 @@ class Gate:
         records: Mapping[str, Record],
         chosen: dict[str, Admitted],
         expected: Mapping[str, Any],
+        known: list[Measurement],
     ) -> tuple[dict[str, Admitted], list[Measurement]]:
         """Leaves the most sensitive parts in fp32, more of them in turn, until the task is done as well as in fp32."""
-        first = lines = self._quality(chosen, expected)
+        first = lines = known or self._quality(chosen, expected)
         ranked: list[tuple[str, str]] = []
         for share in SHARES:
             if all(line.passed for line in lines):

@@ -147,6 +147,21 @@ def test_kernels_that_did_not_run_are_refused(wide: Path, tmp_path: Path, monkey
         reduce_bundle(Bundle.open(wide), tmp_path / "out", wish())
 
 
+def test_auto_falls_back_from_four_bits_to_eight(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four bits are the fastest here, and cost more than the limit between what they and eight bits cost."""
+
+    def speeds(fp32: Any, reduced: list[Any], calls: Any) -> list[Speed]:
+        return [Speed(4, 1, 0, 15) if written[0].precision == "int4" else TWICE for written in reduced]
+
+    monkeypatch.setattr(gate, "measure_speed", speeds)
+    reduce_bundle(Bundle.open(wide), tmp_path / "loose", wish("auto", cosine=-1, token_agreement=0))
+    reduce_bundle(Bundle.open(wide), tmp_path / "tight", wish("auto", cosine=0.998, token_agreement=0))
+    loose, tight = (Bundle.open(tmp_path / name) for name in ("loose", "tight"))
+    assert loose.manifest.graphs["image_embedding"].precision == "int4"
+    assert lines(loose)["gate, images", "least cosine with fp32"] < 0.998
+    assert tight.manifest.graphs["image_embedding"].precision == "int8"
+
+
 @pytest.mark.usefixtures("fast")
 def test_a_bundle_with_nothing_to_reduce_says_so(tiny: ModuleType, tmp_path: Path) -> None:
     tiny.write_bundle(tmp_path / "tiny")  # its matrices have fewer than a hundred elements
