@@ -12,6 +12,7 @@ from vlrt.commands.bench_versus import (
     beside_others,
     chosen_versus,
     print_versus,
+    say,
     versus_bars,
     versus_options,
     write_page,
