@@ -51,7 +51,6 @@ def load_discrete_vae(checkpoint: Checkpoint, side: int | None = None) -> ImageC
         sizes.factor,
         (rows, rows),
         checkpoint,
-        dict(zip(("encoder", "decoder"), layouts)),
     )
 
 

@@ -72,7 +72,6 @@ def load_dvae(checkpoint: Checkpoint) -> ImageCodec:
         _FACTOR,
         (_SIDE // _FACTOR, _SIDE // _FACTOR),
         checkpoint,
-        dict(zip(("encoder", "decoder"), layouts)),
     )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from vlrt.manifest import CodecSpec
 from vlrt_export.checkpoints import Checkpoint, LazyTensors
 from vlrt_export.graph import Graph
 from vlrt_export.modules.image_codec import ImageDetokenizer, ImageTokenizer
-from vlrt_export.weight_layout import Layout
 
 TOKENIZER, DETOKENIZER = "image_tokenizer", "image_detokenizer"
 PIXELS, TOKENS = "pixels", "tokens"
@@ -34,9 +32,9 @@ class ImageCodec:
         factor: pixels along each side of what one code stands for.
         grid: rows and columns of codes it was trained on; `None` for any.
         checkpoint: where the weights come from; `None` where they are random.
-        layouts: where the parameters of encoder and decoder lie in the checkpoint, by ``encoder`` and ``decoder``.
         most_codes: of one picture that the graphs can take.
-        reference: what the checks hold it against, beside its own modules; `None` where there is nothing here.
+        reference: another implementation of the same weights, from pixels [N, 3, H, W] in [0, 1] to codes and their
+            pixels; `None` where the export has none at hand.
     """
 
     kind: str
@@ -45,9 +43,8 @@ class ImageCodec:
     factor: int
     grid: tuple[int, int] | None = None
     checkpoint: Checkpoint | None = None
-    layouts: Mapping[str, Layout] = field(default_factory=dict)
     most_codes: int = 1 << 16
-    reference: Any = None
+    reference: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     @property
     def codebook(self) -> int:

@@ -45,7 +45,6 @@ def load_vq_vae(checkpoint: Checkpoint) -> ImageCodec:
         ImageDetokenizer(codebook, decoder, CENTRED),
         _FACTOR,
         checkpoint=checkpoint,
-        layouts={"encoder": encoder_layout, "decoder": decoder_layout},
         reference=lambda pixels: plain_vq_vae(tensors, pixels),
     )
 

@@ -71,18 +71,18 @@ def load_vqgan(checkpoint: Checkpoint, side: int | None = None) -> ImageCodec:
     codebook = tensors[kind.codebook].to(torch.float32)
     decoder = weight_layout.build(lambda: VqGanDecoder(half, codebook.shape[1]), layout, tensors, where)
     known = weight_layout.names_of(layout) | {kind.codebook}
-    tokenizer, layouts = None, {"decoder": layout}
+    tokenizer = None
     if kind.projections:
         sizes = _encoder_sizes(tensors, kind, half, where)
         outputs = tuple(tensors[f"{name}.weight"].shape[0] for name in kind.projections)
-        layouts["encoder"] = encoder_layout(sizes, kind.names, kind.projections)
-        encoder = weight_layout.build(lambda: VqGanEncoder(sizes, outputs), layouts["encoder"], tensors, where)
+        inner = encoder_layout(sizes, kind.names, kind.projections)
+        encoder = weight_layout.build(lambda: VqGanEncoder(sizes, outputs), inner, tensors, where)
         tokenizer = ImageTokenizer(encoder, kind.pixels, codebook if kind.codebook == _NEAREST else None)
-        known |= weight_layout.names_of(layouts["encoder"])
+        known |= weight_layout.names_of(inner)
     weight_layout.check_surplus(tensors, known, _IGNORED, where)
     rows = _rows(side or _side(checkpoint), half.factor)
     detokenizer = ImageDetokenizer(codebook, decoder, kind.pixels)
-    return ImageCodec("vqgan", tokenizer, detokenizer, half.factor, (rows, rows), checkpoint, layouts, half.most_codes)
+    return ImageCodec("vqgan", tokenizer, detokenizer, half.factor, (rows, rows), checkpoint, half.most_codes)
 
 
 def random_vqgan(options: Mapping[str, Any], seed: int) -> ImageCodec:
@@ -192,10 +192,12 @@ def _rows(side: int, factor: int) -> int:
 
 
 def _side(checkpoint: Checkpoint) -> int:
-    """From taming's configuration beside the weights, or diffusers'; its ``sample_size`` counts codes or pixels."""
+    """From taming's configuration beside the weights, or where its training leaves it."""
     import yaml
 
-    folder = checkpoint.folder or checkpoint.files[0].parent
+    folder = checkpoint.folder or (checkpoint.files[0].parent if checkpoint.files else None)
+    if folder is None:
+        return _SIDE
     for path in (*sorted(folder.glob("*.yaml")), *sorted(Path(folder, "..", "configs").glob("*-project.yaml"))):
         try:
             said = yaml.safe_load(path.read_text("utf-8"))
