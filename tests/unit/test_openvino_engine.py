@@ -304,6 +304,13 @@ def test_a_caption_is_the_same_on_both_engines(
     assert said[0].strip()
 
 
+def test_the_captioner_that_comes_with_the_package_is_as_exported(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["verify", "flickr8k-captioner", "--device", "openvino:CPU:fp32"])
+    said = capsys.readouterr().out
+    assert "decode" in said
+    assert said.rstrip().endswith("verified")
+
+
 def test_a_run_imports_no_training_library_and_reports_to_nobody(tiny_bundle_folder: Path, photographs: Path) -> None:
     arguments = ["run", "caption", str(photographs / "a.jpg"), "--model", str(tiny_bundle_folder)]
     code = f"""
