@@ -90,6 +90,38 @@ def reduce_bundle(
     return described
 
 
+def derive_bundle(
+    source: Bundle,
+    target: Path,
+    change: Callable[[Path, Manifest], Manifest],
+    prove: Callable[[Bundle], Manifest],
+    *,
+    force: bool = False,
+) -> Manifest:
+    """Writes a bundle with other graphs than the one in fp32 that it is made of, and with the same goldens.
+
+    Args:
+        change: changes the files in a folder and tells what they are then.
+        prove: measures the changed bundle and adds to its certificate.
+
+    Raises:
+        VlrtError: as `write_bundle`, or the source is not in fp32 or not ours.
+    """
+    check_target(target, force)
+    described = source.manifest
+    if source.is_foreign or any(graph.precision != "fp32" for graph in described.graphs.values()):
+        raise VlrtError(f"`{source.name}` is not a bundle of ours in fp32", "make it of the fp32 export instead")
+    with _staging(target) as folder:
+        for name in described.files:
+            shutil.copyfile(source.file(name), folder / name)
+        described = change(folder, replace(described, name=target.name, created_by=_versions()))
+        _write_manifest(folder, replace(described, files=_records(folder)))
+        _write_manifest(folder, described := prove(Bundle.open(folder)))
+        Bundle.open(folder)
+        _publish(folder, target)
+    return described
+
+
 def _reduce(folder: Path, described: Manifest, wish: Wish, progress: Progress) -> Manifest:
     """Replaces graphs by what the gate admits, and the goldens by what the bundle gives then."""
     _write_manifest(folder, described)
@@ -290,7 +322,7 @@ def _write_manifest(folder: Path, described: Manifest) -> None:
 
 def _versions() -> dict[str, str]:
     found = {"vlrt": vlrt.__version__}
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "optimum-onnx"):
+    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "transformers", "diffusers", "optimum-onnx"):
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

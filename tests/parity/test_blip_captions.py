@@ -8,17 +8,27 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import transformers
 from PIL import Image
 
 from vlrt.bundle import Bundle
-from vlrt.decode import DecodeOptions, generate
-from vlrt.errors import UsageError, VlrtError
+from vlrt.cli import main
+from vlrt.decode import DecodeOptions, StepModel, generate
+from vlrt.decode.scoring import score_continuations
+from vlrt.engines import EngineOptions, Sessions
+from vlrt.engines.cuda import CudaSession, refuse_unserved
+from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.tensorrt import TensorRtSession
+from vlrt.engines.tensorrt_store import AxisRange, Machine
+from vlrt.errors import EngineError, UsageError, VlrtError
 from vlrt.tasks.caption import Captioner
 from vlrt.zoo import Entry
+from vlrt_export import cuda_bundle, tensorrt
 from vlrt_export.bundle_writer import write_bundle
+from vlrt_export.cuda_bundle import write_cuda_bundle
 from vlrt_export.families import blip
 from vlrt_export.generate_reference import compare, expected_sequences
 from vlrt_export.request import Request
@@ -241,3 +251,102 @@ def test_a_missing_shard_is_named(checkpoint: Path, tmp_path: Path) -> None:
     shards[1].unlink()
     with pytest.raises(VlrtError, match=f"lacks `{shards[1].name}`"):
         blip.build(request(tmp_path))
+
+
+# --- for GPUs
+
+
+@pytest.fixture(scope="module")
+def halves(bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same bundle with products, attention and caches in fp16."""
+    target = tmp_path_factory.mktemp("halves") / "blip-cuda"
+    write_cuda_bundle(Bundle.open(bundle_folder), target)
+    return Bundle.open(target)
+
+
+def step_model(bundle: Bundle) -> StepModel:
+    assert bundle.manifest.decode is not None
+    return StepModel.open(bundle.manifest.decode, Sessions(bundle, EngineOptions(threads=1)).get)
+
+
+def test_a_bundle_for_gpus_scores_as_the_one_in_fp32(bundle_folder: Path, halves: Bundle) -> None:
+    whole = Bundle.open(bundle_folder)
+    assert whole.manifest.decode is not None
+    chain, seen = whole.manifest.decode.chain, {"pixels": pixels(5, 1).numpy()}
+    continuations = [[40, 7, SEP], [11, 12, 13, 14], [60, SEP]]
+    scores = [
+        score_continuations(step_model(bundle), Sessions(bundle).run_chain(chain, seen), [BOS], continuations)
+        for bundle in (whole, halves)
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=0.05)
+    assert scores[1] != scores[0]
+
+
+def test_a_bundle_for_gpus_keeps_its_caches_in_halves(bundle_folder: Path, halves: Bundle) -> None:
+    """As the CUDA provider's attention wants them; the one in fp32 it would leave to the CPU."""
+    spec, path = halves.graph("decoder_step")
+    assert {t.dtype for t in (*spec.inputs, *spec.outputs) if t.name.startswith(("key", "next_"))} == {"float16"}
+    assert {t.dtype for t in spec.inputs if t.name.startswith("memory")} == {"float32"}
+    refuse_unserved(spec, path)
+    with pytest.raises(EngineError, match="in float32") as caught:
+        refuse_unserved(*Bundle.open(bundle_folder).graph("decoder_step"))
+    assert "--target cuda" in caught.value.hint
+    kinds = {line.stage.split(",")[0] for line in halves.manifest.certificate}
+    assert kinds == {"fp32", "fp16 for CUDA"}
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_captions_with_caches_on_a_device(halves: Bundle, fake_device: ModuleType, num_beams: int) -> None:
+    decode = halves.manifest.decode
+    assert decode is not None
+    initial = Sessions(halves).run_chain(decode.chain, {"pixels": pixels(6, 3).numpy()})
+    options, prompts = DecodeOptions(num_beams=num_beams, max_new_tokens=12), [[BOS], [BOS, 20, 21], [BOS, 30]]
+    expected = generate(step_model(halves), initial, options, prompts=prompts)
+    loaded = OnnxRuntimeSession(*halves.graph(decode.step), EngineOptions(threads=1))
+    there = CudaSession(loaded, fake_device.FakeMemory(), onnxruntime, captures=False)
+    found = generate(StepModel(decode, there), initial, options, prompts=prompts)
+    assert [h.tokens for image in found for h in image] == [h.tokens for image in expected for h in image]
+
+
+def test_tensorrt_reads_the_portable_form_of_both(
+    bundle_folder: Path, halves: Bundle, fake_device: ModuleType, fake_tensorrt: ModuleType
+) -> None:
+    """Whole decoder graphs, cross-attention and all, decode the same without ONNX Runtime's own operator."""
+    ranges = {"rows": 9, "width": 4, "positions": 40, "images": 3}
+    profile = {axis: AxisRange(1, 1, largest) for axis, largest in ranges.items()}
+    machine = Machine("Made Up", "9.0", "10.16")
+    for bundle in (Bundle.open(bundle_folder), halves):
+        spec, path = bundle.graph("decoder_step")
+        plan = tensorrt._Build(fake_tensorrt, machine, spec, lambda line: None).build(path, [profile])
+        there = TensorRtSession(spec, plan, fake_device.FakeMemory(), fake_tensorrt)
+        model = step_model(bundle)
+        initial = Sessions(bundle).run_chain(model.spec.chain, {"pixels": pixels(7, 3).numpy()})
+        options = DecodeOptions(num_beams=3, max_new_tokens=10)
+        prompts = [[BOS], [BOS, 20, 21], [BOS, 30]]
+        expected = generate(model, initial, options, prompts=prompts)
+        found = generate(StepModel(model.spec, there), initial, options, prompts=prompts)
+        close = 1e-3 if bundle is not halves else 0.05
+        assert [h.score for image in found for h in image] == pytest.approx(
+            [h.score for image in expected for h in image], abs=close
+        )
+
+
+def test_what_is_too_far_off_is_not_written(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cuda_bundle._LIMITS, "max error / std", 1e-6)
+    with pytest.raises(VlrtError, match=r"`fp16 for CUDA, image\.image_states` fails parity"):
+        write_cuda_bundle(Bundle.open(bundle_folder), tmp_path / "cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_for_gpus(
+    bundle_folder: Path, halves: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "cuda"
+    main(["export", "blip-base", "--source", str(bundle_folder), "--target", "cuda", "-o", str(target)])
+    assert "all within their limits" in capsys.readouterr().out
+    assert Bundle.open(target).manifest.graphs == halves.manifest.graphs
+    with pytest.raises(SystemExit):
+        main(["export", "blip-base", "--source", str(target), "--target", "cuda", "-o", str(tmp_path / "again")])
+    assert "not a bundle of ours in fp32" in capsys.readouterr().err

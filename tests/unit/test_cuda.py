@@ -179,6 +179,20 @@ def test_a_driver_without_cudas_libraries(
     assert "vlrt[gpu]" in caught.value.hint
 
 
+@pytest.mark.usefixtures("with_provider")
+def test_a_graph_that_cannot_be_captured(
+    bundle: Bundle, fake_device: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: str, settings: object, **more: object) -> object:
+        raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+
+    monkeypatch.setattr(cuda, "CudaMemory", lambda index: fake_device.FakeMemory())
+    monkeypatch.setattr(engine.load_library(), "InferenceSession", refuses)
+    with pytest.raises(EngineError, match="cannot use the graph capture feature") as caught:
+        open_session(bundle, "image_encoder", EngineOptions("cuda:0:graph"))
+    assert caught.value.hint == "use `--device cuda:0`, without `:graph`"
+
+
 def test_attention_in_floats_would_fall_back(tmp_path: Path) -> None:
     """The provider has the operator for halves alone, and would leave it, caches and all, to the CPU."""
     attention = helper.make_node("GroupQueryAttention", ["x"], ["y"], domain="com.microsoft")

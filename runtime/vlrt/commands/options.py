@@ -12,7 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MODEL_OPTIONS = (
     click.option("--model", metavar="BUNDLE", help="Name or folder of a bundle.  [default: the task's own]"),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda:0, openvino:CPU, …"),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda:0, tensorrt:0, openvino:CPU, …"),
     click.option("--threads", type=click.IntRange(0), default=0, help="Threads of the CPU; 0 means all."),
 )
 _OUTPUT_OPTIONS = (

@@ -13,7 +13,7 @@ from vlrt.bundle import Bundle
 
 @click.command(short_help="Check a bundle's files and compute its goldens again.")
 @click.argument("bundle")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda:0, openvino:CPU, …")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda:0, tensorrt:0, openvino:CPU, …")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def verify(bundle: str, device: str, as_json: bool) -> None:
     """Compare every file of BUNDLE with its hash, and what its graphs give with the goldens of the export."""

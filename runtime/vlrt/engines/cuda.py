@@ -16,7 +16,7 @@ from vlrt.engines.cuda_driver import CudaMemory
 from vlrt.engines.device_session import DeviceSession
 from vlrt.engines.onnxruntime import CAPTURED, OnnxRuntimeSession, find_provider, load_library
 from vlrt.engines.session import EngineOptions
-from vlrt.errors import EngineError
+from vlrt.errors import BundleError, EngineError
 from vlrt.manifest import GraphSpec
 from vlrt.onnx_signature import contributed_operators
 
@@ -43,12 +43,17 @@ def open_cuda(bundle: Bundle, role: str, options: EngineOptions) -> CudaSession:
     memory = CudaMemory(int(settings["device_id"]))
     spec, path = bundle.graph(role)
     refuse_unserved(spec, path)
+    captures = options.device.endswith(f":{CAPTURED}")
     said = _load_cuda(library)
     try:
         loaded = OnnxRuntimeSession(spec, path, options)
     except EngineError as error:
         raise EngineError(f"{error.what}{said}", _LIBRARIES) from None
-    return CudaSession(loaded, memory, library, options.device.endswith(f":{CAPTURED}"))
+    except BundleError as error:
+        if not captures:
+            raise
+        raise EngineError(error.what, f"use `--device cuda:{memory.index}`, without `:{CAPTURED}`") from None
+    return CudaSession(loaded, memory, library, captures)
 
 
 def refuse_unserved(spec: GraphSpec, path: Path) -> None:
