@@ -17,7 +17,7 @@ import onnx
 
 from vlrt.bundle import Bundle
 from vlrt.engines.cuda_driver import gpu
-from vlrt.engines.tensorrt import load_library, machine, make_log, reason
+from vlrt.engines.tensorrt import load_library, machine, make_log, reason, start
 from vlrt.engines.tensorrt_store import AxisRange, EngineStore, Machine, Profile, timing_file
 from vlrt.errors import EngineError, UsageError, VlrtError
 from vlrt.manifest import GraphSpec
@@ -119,7 +119,7 @@ class _Build:
     def __init__(self, library: ModuleType, here: Machine, spec: GraphSpec, progress: Progress) -> None:
         self._library, self._here, self._spec, self._progress = library, here, spec, progress
         self._log = make_log(library)
-        self._builder = library.Builder(self._log)
+        self._builder = start(library, "Builder", self._log)
         # TensorRT 10 must be asked to compute in the types that the graph has; later ones do nothing else.
         flag = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         self._network = self._builder.create_network(flag)

@@ -6,6 +6,7 @@ import json
 import threading
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,6 +230,23 @@ def test_an_engine_with_other_inputs_is_refused(bundle: Bundle, library: ModuleT
     EngineStore(bundle, "image_encoder").keep(MACHINE, [{}], plans[stores[1]._all].read_bytes())
     with pytest.raises(BundleError, match=r"the engine of `image_encoder\.onnx` has"):
         open_session(bundle, "image_encoder", TENSORRT)
+
+
+@pytest.mark.parametrize("kind", ["Builder", "Runtime"])
+def test_a_driver_that_is_too_old(
+    bundle: Bundle, library: ModuleType, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The bindings have nothing to wrap then; why is in the log alone."""
+
+    def nothing(log: Any) -> None:
+        log.log(library.ILogger.Severity.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    build(bundle)
+    monkeypatch.setattr(library, kind, nothing)
+    with pytest.raises(EngineError, match=r"TensorRT 10\.16\.1 does not start: CUDA initialization failure") as caught:
+        build(bundle) if kind == "Builder" else open_session(bundle, "image_encoder", TENSORRT)
+    assert "update NVIDIA's driver" in caught.value.hint
 
 
 def test_without_a_driver(bundle: Bundle, library: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

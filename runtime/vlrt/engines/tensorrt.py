@@ -64,6 +64,19 @@ def reason(log: Any) -> str:
     return str(log.errors[-1]).strip().splitlines()[0][:300] if log.errors else "TensorRT does not say why"
 
 
+def start(library: ModuleType, kind: str, log: Any) -> Any:
+    """TensorRT's ``Runtime`` or ``Builder``.
+
+    Raises:
+        EngineError: the driver is too old for this TensorRT, or the GPU is not served by it any more.
+    """
+    try:
+        return getattr(library, kind)(log)
+    except (TypeError, RuntimeError):  # its bindings say so when there is nothing that they could wrap
+        what = f"TensorRT {library.__version__} does not start: {reason(log)}"
+        raise EngineError(what, "update NVIDIA's driver, or install the TensorRT that it and the GPU go with") from None
+
+
 def device_index(device: str) -> int:
     """Number of the GPU in ``tensorrt:0``."""
     _, _, index = device.partition(":")
@@ -105,7 +118,7 @@ class TensorRtSession(DeviceSession):
         self.memory: CudaMemory = memory
         self._library = library
         self._log = make_log(library)
-        self._runtime = library.Runtime(self._log)
+        self._runtime = start(library, "Runtime", self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineError(f"the engine of `{spec.file}` cannot be loaded: {reason(self._log)}", _REBUILD)
@@ -160,7 +173,10 @@ class TensorRtSession(DeviceSession):
         self._succeed(context.set_optimization_profile_async(self._profile(shapes), self.memory.stream))
         for name, shape in shapes.items():
             self._succeed(context.set_input_shape(name, shape))
-        self._succeed(not context.infer_shapes())
+        try:
+            self._succeed(not context.infer_shapes())
+        except RuntimeError as error:
+            raise EngineError(f"`{self.spec.file}` failed: {error}") from None
         return context
 
     def _profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
