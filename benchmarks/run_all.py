@@ -57,6 +57,7 @@ SCRIPTS = {
     "an LSTM's step": Script("lstm_step.py", "flickr8k-captioner"),
     "sampling": Script("sampler_loop.py"),
     "a UNet's step": Script("unet_step.py", arguments=("--latents", "32", "64", "--runs", "3")),
+    "a cascade": Script("cascade.py"),
     "installation": Script("footprint.py"),
 }
 

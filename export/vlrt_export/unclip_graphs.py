@@ -36,7 +36,7 @@ def graphs(parts: Parts, tolerance: float) -> list[Graph]:
         size = patch * round((positions - 1) ** 0.5)
         found.append(clip_vision_graph(parts.image_encoder, size, IMAGE, tolerance))
     if parts.prior is not None:
-        found += _prior_graphs(parts.prior, tolerance)
+        found += prior_graphs(parts.prior, tolerance)
     return [*found, *_decoder_graphs(parts, tolerance), *_super_graphs(parts, tolerance)]
 
 
@@ -45,7 +45,8 @@ def prior_memory(layers: int) -> tuple[str, ...]:
     return (PRIOR_BIAS, *(f"prior_{kind}.{layer}" for kind in ("key", "value") for layer in range(layers)))
 
 
-def _prior_graphs(prior: Prior, tolerance: float) -> Iterator[Graph]:
+def prior_graphs(prior: Prior, tolerance: float) -> Iterator[Graph]:
+    """What is constant of a sentence, one step, and the way back to CLIP's embeddings."""
     names = prior_memory(prior.sizes.layers)
     prompts = [_prompt(rows, prior.sizes.text, prior.sizes.embedding) for rows, _ in _CASES]
     yield _by_rows(PRIOR_PROMPT, PriorPrompt(prior), prompts, names, "batch", tolerance)
