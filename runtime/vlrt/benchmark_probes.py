@@ -121,7 +121,7 @@ class EmbedProbe:
         marks = [time.perf_counter()]
         pixels = preprocess([load(photograph) for photograph in photographs], encoder.image_spec)
         marks.append(time.perf_counter())
-        images = encoder.sessions.run_chain(encoder.spec.image, {encoder.image_spec.input: pixels})
+        images = encoder.sessions.run_chain(encoder.spec.image, encoder.image_inputs(pixels))
         marks.append(time.perf_counter())
         texts = encoder.texts(self.sentences)
         marks.append(time.perf_counter())

@@ -60,10 +60,7 @@ class Embedding:
 
     def run(self, point: Point) -> list[Any]:
         """Numbers of the first photograph's embedding."""
-        encoder = self.encoder
-        pixels = {encoder.image_spec.input: self.job.arrays(point.batch)["pixels"]}
-        found = encoder.sessions.run_chain(encoder.spec.image, pixels)
-        return [float(value) for value in found[encoder.spec.image_output][0]]
+        return [float(value) for value in self.encoder.pixels(self.job.arrays(point.batch)["pixels"])[0]]
 
 
 class Painting:

@@ -56,8 +56,16 @@ class DualEncoder:
             return np.zeros((0, self.spec.dimension), np.float32)
         loaded: list[Image.Image] = [pictures.load(source) for source in sources]
         pixels = pictures.preprocess(loaded, self.image_spec)
-        found = self.sessions.run_chain(self.spec.image, {self.image_spec.input: pixels})
+        return self.pixels(pixels)
+
+    def pixels(self, pixels: Array) -> Vectors:
+        """Embeddings of preprocessed photographs [N, 3, H, W]: float32 [N, D]."""
+        found = self.sessions.run_chain(self.spec.image, self.image_inputs(pixels))
         return self._vectors(found[self.spec.image_output])
+
+    def image_inputs(self, pixels: Array) -> dict[str, Array]:
+        """What the image's chain is given for preprocessed photographs [N, 3, H, W]."""
+        return {**self._least(), self.image_spec.input: pixels}
 
     def texts(self, sentences: Sequence[str]) -> Vectors:
         """Embeddings of sentences: float32 [N, D]. What exceeds the model's context is cut, with a warning."""
@@ -73,7 +81,12 @@ class DualEncoder:
             context: float32 [N, M, W] vectors that replace tokens, or `None`.
             index: int64 [N, L], which context vector stands at a position, −1 for the token itself.
         """
-        arrays: dict[str, Array] = {self.bundle.manifest.text.input: ids} if self.bundle.manifest.text else {}
+        arrays = self._least()
+        if self.bundle.manifest.text:
+            arrays[self.bundle.manifest.text.input] = ids
+        if self.spec.mask:
+            # What stands behind a text's end changes nothing in CLIP, so that padding need not be told apart.
+            arrays[self.spec.mask] = np.ones_like(ids)
         if self.spec.learned_context:
             name, index_name = self.spec.learned_context
             absent = np.zeros((len(ids), 1, self.spec.token_width), np.float32)
@@ -82,6 +95,16 @@ class DualEncoder:
         elif context is not None:
             raise BundleError(f"the bundle `{self.bundle.name}` takes no learned prompts", "use a CLIP bundle")
         return self._vectors(self.sessions.run_chain(self.spec.text, arrays)[self.spec.text_output])
+
+    def _least(self) -> dict[str, Array]:
+        """For one graph that wants an image and a text: the smallest of both, to be replaced by what is meant."""
+        text = self.bundle.manifest.text
+        if not self.spec.joint or text is None:
+            return {}
+        ids = np.array([[i for i in (text.start_id, text.end_id) if i is not None]], np.int64)
+        pixels = np.zeros((1, 3, *self.image_spec.size), np.float32)
+        masks = {self.spec.mask: np.ones_like(ids)} if self.spec.mask else {}
+        return {self.image_spec.input: pixels, text.input: ids, **masks}
 
     def _vectors(self, found: Vectors) -> Vectors:
         return found if self.spec.normalised else found / np.linalg.norm(found, axis=-1, keepdims=True)

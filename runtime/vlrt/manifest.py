@@ -154,11 +154,10 @@ class Manifest:
         if spec is None:
             return
         self._need_roles((*spec.image, *spec.text), "embed")
-        for roles, output, inputs in (
-            (spec.image, spec.image_output, {self.image.input} if self.image else set()),
-            (spec.text, spec.text_output, {self.text.input, *spec.learned_context} if self.text else set()),
-        ):
-            self._check_chain(roles, inputs)
+        pixels = {self.image.input} if self.image else set()
+        texts = {self.text.input, *spec.learned_context, *filter(None, (spec.mask,))} if self.text else set()
+        for roles, output, inputs in ((spec.image, spec.image_output, pixels), (spec.text, spec.text_output, texts)):
+            self._check_chain(roles, pixels | texts if spec.joint else inputs)
             _check_last_axis(self.graphs[roles[-1]].output(output), spec.dimension, "the dimension")
 
     def _check_answer(self) -> None:

@@ -293,6 +293,9 @@ class EmbedSpec:
         learned_context: inputs of the text graph for learned prompts (vectors, index), empty where it has none.
         token_width: length of a token's embedding, needed for learned prompts; 0 where there are none.
         normalised: whether the graphs give vectors of length one; those that others exported do not.
+        joint: whether one graph gives both embeddings and wants both inputs, as Optimum exports CLIP; in place of what
+            is not asked for it gets a blank picture, or a text without words.
+        mask: input of the text graph that takes 1 for every id; empty where there is none.
     """
 
     image: tuple[str, ...]
@@ -305,6 +308,8 @@ class EmbedSpec:
     learned_context: tuple[str, ...] = ()
     token_width: int = 0
     normalised: bool = True
+    joint: bool = False
+    mask: str = ""
 
     def __post_init__(self) -> None:
         if not self.image or not self.text or not 0 < self.dimension <= 1 << 20 or not self.scale > 0:

@@ -178,8 +178,21 @@ def export_clip(name: str) -> None:
     (target / "golden.json").write_text(json.dumps(golden) + "\n", "utf-8")
 
 
+def export_joint_clip(name: str) -> None:
+    """Both towers in one graph, as Optimum exports the whole model; the rest is that of the two towers."""
+    target = HERE / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    with tempfile.TemporaryDirectory() as written:
+        onnx_export_from_model(clip(), written, task="feature-extraction", do_validation=False, opset=18)
+        shutil.copyfile(Path(written) / "model.onnx", target / "model.onnx")
+    for file in ("config.json", "preprocessor_config.json", "tokenizer.json", "golden.json"):
+        shutil.copyfile(HERE / "foreign_clip" / file, target / file)
+
+
 if __name__ == "__main__":
     export("foreign_merged", gpt2(2), 15, merged=True, keep_weights=True)
     export("foreign_two_files", gpt2(1), 2, merged=False)
     export("foreign_trocr", trocr(), 34, merged=True)
     export_clip("foreign_clip")
+    export_joint_clip("foreign_clip_joint")

@@ -144,8 +144,10 @@ def test_the_layout_of_transformers_js_is_read(tmp_path: Path) -> None:
     assert Bundle.open(folder).manifest.graphs["image_encoder"].precision == "fp32"
 
 
-def test_clip_towers_embed_as_the_library_does() -> None:
-    stored, embedder = golden("foreign_clip"), Embedder(resolve(GOLDEN / "foreign_clip", "embed"))
+@pytest.mark.parametrize("name", ["foreign_clip", "foreign_clip_joint"])
+def test_clip_embeds_as_the_library_does(name: str) -> None:
+    """As two towers, and as the one graph that Optimum makes of them, which wants both inputs."""
+    stored, embedder = golden(name), Embedder(resolve(GOLDEN / name, "embed"))
     found = embedder(PICTURES, stored["sentences"])
     np.testing.assert_allclose(found.images, stored["image"], atol=1e-5)
     np.testing.assert_allclose(found.texts, stored["text"], atol=1e-5)
@@ -311,9 +313,16 @@ def clip_copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / "foreign_clip", tmp_path / "clip"))
 
 
-def test_clip_towers_search_and_classify(clip_copy: Path, photographs: Path) -> None:
-    for words in (["search", "w5 w9", str(photographs)], ["classify", str(photographs), "--labels", "w5,w9"]):
-        done = CliRunner().invoke(root, ["run", *words, "--model", str(clip_copy)])
+@pytest.mark.parametrize("name", ["foreign_clip", "foreign_clip_joint"])
+def test_clip_searches_classifies_and_matches(name: str, photographs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / name, tmp_path / "clip")
+    one = str(photographs / "a.jpg")
+    for words in (
+        ["search", "w5 w9", str(photographs)],
+        ["classify", str(photographs), "--labels", "w5,w9"],
+        ["match", one, "w5 w9", "w9", "--json"],
+    ):
+        done = CliRunner().invoke(root, ["run", *words, "--model", str(folder)])
         assert done.exit_code == 0, done.output
         assert "a.jpg" in done.output
 
@@ -330,3 +339,10 @@ def test_other_weights_are_another_identity(clip_copy: Path) -> None:
     after = Bundle.open(clip_copy)
     assert after.identity != known[0]
     assert after.digest("text_model.onnx") != known[1]
+
+
+def test_one_graph_with_other_inputs_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "foreign_clip_joint", tmp_path / "clip"))
+    shutil.copy(GOLDEN / "foreign_clip" / "onnx" / "text_model.onnx", folder / "model.onnx")
+    with pytest.raises(BundleError, match=r"`model.onnx` takes `input_ids`, expected `attention_mask` and"):
+        Bundle.open(folder)

@@ -58,7 +58,7 @@ class Matcher:
         pixels = pictures.preprocess([pictures.load(photograph)], encoder.image_spec)
         # The image encoder runs once, though the matching head and the embedding both read it.
         roles = dict.fromkeys((*(self.spec.image if self.spec else ()), *encoder.spec.image))
-        image = encoder.sessions.run_chain(roles, {encoder.image_spec.input: pixels})
+        image = encoder.sessions.run_chain(roles, encoder.image_inputs(pixels))
         vectors = image[encoder.spec.image_output][0].reshape(-1, encoder.spec.dimension)
         cosines = (encoder.token_ids(ids) @ vectors.T).max(-1)
         shares = self._judge(image, ids) if self.spec else _softmax(encoder.spec.scale * cosines.astype(np.float64))
