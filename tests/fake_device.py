@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,7 +65,42 @@ class FakeMemory:
         return np.frombuffer(ctypes.string_at(array.address, array.nbytes), array.dtype).reshape(array.shape)
 
     def _inside(self, address: int, size: int) -> None:
-        assert any(m.ctypes.data <= address and address + size <= m.ctypes.data + m.nbytes for m in self.held)
+        assert self.holds(address, size)
+
+    def holds(self, address: int, size: int) -> bool:
+        return any(m.ctypes.data <= address and address + size <= m.ctypes.data + m.nbytes for m in self.held)
+
+
+class CopiesWhenBound:
+    """An inference session that treats host inputs as a GPU's does: it copies them when they are bound, not later."""
+
+    def __init__(self, session: Any, memory: FakeMemory) -> None:
+        self._real, self._memory = session, memory
+        self._sess = session._sess
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def io_binding(self) -> Any:
+        binding, memory, kept = self._real.io_binding(), self._memory, {}
+        bind_input = binding.bind_input
+
+        def copying(name: str, kind: str, index: int, dtype: type, shape: tuple[int, ...], address: int) -> None:
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            if not memory.holds(address, size):
+                kept[name] = np.frombuffer(ctypes.string_at(address, max(size, 1)), np.uint8).copy()
+                address = kept[name].ctypes.data
+            bind_input(name, kind, index, dtype, shape, address)
+
+        binding.bind_input = copying
+        return binding
+
+
+def session_on(loaded: Any, memory: FakeMemory) -> Any:
+    """A session loaded on the CPU as if it were on the device of `memory`."""
+    there = copy.copy(loaded)
+    there._session, there._reads_host = CopiesWhenBound(loaded._session, memory), False
+    return there
 
 
 def on_host(arrays: Mapping[str, Buffer]) -> set[str]:

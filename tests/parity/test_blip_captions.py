@@ -303,7 +303,8 @@ def test_captions_with_caches_on_a_device(halves: Bundle, fake_device: ModuleTyp
     options, prompts = DecodeOptions(num_beams=num_beams, max_new_tokens=12), [[BOS], [BOS, 20, 21], [BOS, 30]]
     expected = generate(step_model(halves), initial, options, prompts=prompts)
     loaded = OnnxRuntimeSession(*halves.graph(decode.step), EngineOptions(threads=1))
-    there = CudaSession(loaded, fake_device.FakeMemory(), onnxruntime, captures=False)
+    memory = fake_device.FakeMemory()
+    there = CudaSession(fake_device.session_on(loaded, memory), memory, onnxruntime, captures=False)
     found = generate(StepModel(decode, there), initial, options, prompts=prompts)
     assert [h.tokens for image in found for h in image] == [h.tokens for image in expected for h in image]
 

@@ -162,7 +162,8 @@ def test_caches_on_a_device(
     """Twice with one model, since what the first run left in the caches is not to be seen by the second."""
     options = DecodeOptions(num_beams=num_beams, num_return_sequences=num_beams, max_new_tokens=16)
     expected = generate(model, {}, options, prompts=prompts)
-    there = StepModel(SPEC, kind(session, fake_device.FakeMemory(), onnxruntime, captures=False))
+    memory = fake_device.FakeMemory()
+    there = StepModel(SPEC, kind(fake_device.session_on(session, memory), memory, onnxruntime, captures=False))
     for _ in range(2):
         found = generate(there, {}, options, prompts=prompts)
         assert [[h.tokens for h in image] for image in found] == [[h.tokens for h in image] for image in expected]
@@ -172,14 +173,16 @@ def test_caches_on_a_device(
 def test_only_tokens_and_logits_cross(
     session: OnnxRuntimeSession, fake_device: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory, bind, crossing = fake_device.FakeMemory(), session.bind_placed, []
+    memory, crossing = fake_device.FakeMemory(), []
+    placed = fake_device.session_on(session, memory)
+    bind = placed.bind_placed
 
     def noting(inputs: dict[str, object], outputs: dict[str, object], *more: object) -> object:
         crossing.append((fake_device.on_host(inputs), fake_device.on_host(outputs)))
         return bind(inputs, outputs, *more)
 
-    monkeypatch.setattr(session, "bind_placed", noting)
-    there = StepModel(SPEC, CudaSession(session, memory, onnxruntime, captures=False))
+    monkeypatch.setattr(placed, "bind_placed", noting)
+    there = StepModel(SPEC, CudaSession(placed, memory, onnxruntime, captures=False))
     generate(there, {}, DecodeOptions(num_beams=4, max_new_tokens=12), prompts=[[0, 5]])
     small = {"token", "position", "new_length", "last_position", "total_length"}
     assert crossing == [(small, {"logits"})] * 2  # the prompt, and then every step with the same binding

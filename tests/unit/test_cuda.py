@@ -225,7 +225,7 @@ def opened(fake_device: ModuleType) -> Callable[..., Opened]:
         def open_one(bundle: Bundle, role: str, options: EngineOptions) -> CudaSession:
             memories.append(fake_device.FakeMemory())
             loaded = OnnxRuntimeSession(*bundle.graph(role), options)
-            return CudaSession(loaded, memories[-1], onnxruntime, captures)
+            return CudaSession(fake_device.session_on(loaded, memories[-1]), memories[-1], onnxruntime, captures)
 
         return open_one
 
@@ -308,6 +308,25 @@ def test_every_shape_is_captured_once(bundle: Bundle, opened: Callable[..., Open
             np.testing.assert_array_equal(outputs[name], value)
             outputs[name][...] = 0
     assert [number for number in numbers if number != "-1"] == ["1", "2"]
+
+
+def test_what_the_graph_reads_on_the_cpu_is_not_kept_on_the_device(
+    bundle: Bundle, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime would copy it back when it is bound, and never look at the device again."""
+    session = opened(False, [])(bundle, "caption_step", CPU)
+    places = session._loaded.places_of_inputs()
+    assert set(places.values()) == {"cpu"}  # the name of the device that is made up here
+    given = {"token": np.ones(2, np.int64), "hidden": np.ones((2, 7), np.float32)}
+    memory = session.keep({"memory": np.ones((1, 16, 5), np.float32)})
+    outputs = {
+        name: np.zeros_like(value)
+        for name, value in session.run(**given, memory=np.ones((1, 16, 5), np.float32)).items()
+    }
+    session.bind({**given, **memory}, outputs)
+    monkeypatch.setattr(session._loaded, "places_of_inputs", lambda: places | {"memory": "elsewhere"})
+    with pytest.raises(EngineError, match=r"`memory` of `caption_step\.onnx` is read on the CPU"):
+        session.bind({**given, **memory}, outputs)
 
 
 def test_what_grows_in_place_is_not_captured() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,7 +106,9 @@ class CudaSession(DeviceSession):
         return self._loaded.end_profile()
 
     def _bound(self, inputs: dict[str, Buffer], outputs: dict[str, Buffer]) -> Callable[[], None]:
-        if self._captures and not _extends_in_place(inputs, outputs):
+        captures = self._captures and not _extends_in_place(inputs, outputs)
+        self._check_places(name for name, array in inputs.items() if captures or isinstance(array, DeviceArray))
+        if captures:
             return self._captured(inputs, outputs)
         options = self._run_options(_NO_GRAPH) if self._captures else None
         run = self._loaded.bind_placed(inputs, outputs, (self.memory.kind, self.memory.index), options)
@@ -116,6 +118,14 @@ class CudaSession(DeviceSession):
             run()
 
         return waited
+
+    def _check_places(self, names: Iterable[str]) -> None:
+        """What is bound on the device must be read there: onnxruntime would send it to the CPU now, and never again."""
+        places = self._loaded.places_of_inputs()
+        for name in names:
+            if places[name] != self.memory.kind:
+                what = f"`{name}` of `{self.spec.file}` is read on the CPU: the CUDA provider lacks what takes it"
+                raise EngineError(what, "use `--device cpu` for this bundle")
 
     def _captured(self, inputs: dict[str, Buffer], outputs: dict[str, Buffer]) -> Callable[[], None]:
         """A graph belongs to addresses, so what is bound is brought to those of the one graph of its shapes."""

@@ -31,6 +31,9 @@ Place = tuple[str, int]
 CAPTURED = "graph"
 """Last part of the device string ``cuda:0:graph``: runs of fixed shape are captured once and replayed."""
 
+_READ_HOST = ("cpu", "coreml")
+"""Kinds of device that read and write the host's memory where it lies."""
+
 _SPIN_MICROSECONDS = "200"
 _BOUNDS_SPINNING = (1, 31)
 """Version of onnxruntime that is known to have `session.intra_op.spin_duration_us`."""
@@ -108,6 +111,7 @@ class OnnxRuntimeSession:
         except UnicodeDecodeError:
             raise BundleError(f"`{path.name}` has names that are not UTF-8", "do not trust this bundle") from None
         self._names = [tensor.name for tensor in spec.outputs]
+        self._reads_host = options.device.partition(":")[0] in _READ_HOST
 
     def run(self, **arrays: Array) -> dict[str, Array]:
         return self.run_with(None, arrays)
@@ -137,12 +141,17 @@ class OnnxRuntimeSession:
         """
         binding = self._session.io_binding()
         for name, array in inputs.items():
-            at = place if isinstance(array, DeviceArray) else ("cpu", 0)
-            binding.bind_input(name, *at, array.dtype.type, array.shape, _address(name, array))
+            binding.bind_input(*_place(name, array, place))
         for name, array in outputs.items():
-            at = place if isinstance(array, DeviceArray) else ("cpu", 0)
-            binding.bind_output(name, *at, array.dtype.type, array.shape, _address(name, array))
-        return _BoundRun(self._session, (binding, run), (inputs, outputs), self.spec.file)
+            binding.bind_output(*_place(name, array, place))
+        # What the device cannot read where it lies is copied there when it is bound, not when it is run.
+        crossing = [] if self._reads_host else [_place(n, a, place) for n, a in inputs.items() if not _is_there(a)]
+        return _BoundRun(self._session, (binding, run, crossing), (inputs, outputs), self.spec.file)
+
+    def places_of_inputs(self) -> dict[str, str]:
+        """Where the graph reads each input: onnxruntime's names of devices, in small letters."""
+        infos = zip(self._session.get_inputs(), self._session.get_input_memory_infos())
+        return {tensor.name: str(info.name).lower() for tensor, info in infos}
 
     def end_profile(self) -> Path:
         """Stops profiling and returns the profile's path."""
@@ -152,13 +161,16 @@ class OnnxRuntimeSession:
 class _BoundRun:
     """A run over bound buffers; holds the arrays so that their memory stays."""
 
-    def __init__(self, session: Any, bound: tuple[Any, Any], keep: object, file: str) -> None:
+    def __init__(self, session: Any, bound: tuple[Any, Any, list[Any]], keep: object, file: str) -> None:
         self._run = session._sess.run_with_iobinding  # the public wrapper costs a microsecond per step
-        binding, self._options = bound
+        binding, self._options, self._crossing = bound
+        self._bind_input = binding.bind_input
         self._binding, self._keep, self._file = binding._iobinding, keep, file
 
     def __call__(self) -> None:
         try:
+            for arguments in self._crossing:
+                self._bind_input(*arguments)
             self._run(self._binding, self._options)
         except Exception as error:  # noqa: BLE001 - see above
             raise EngineError(f"`{self._file}` failed: {_first_line(error)}") from None
@@ -252,6 +264,16 @@ _TYPE_NAMES = {"float": "float32", "float16": "float16", "double": "float64"}
 def _same_type(found: str, dtype: str) -> bool:
     inner = found.removeprefix("tensor(").removesuffix(")")
     return _TYPE_NAMES.get(inner, inner) == dtype
+
+
+def _is_there(array: Buffer) -> bool:
+    return isinstance(array, DeviceArray)
+
+
+def _place(name: str, array: Buffer, place: Place) -> tuple[Any, ...]:
+    """What onnxruntime is told of a buffer: name, device and its number, element type, shape, address."""
+    at = place if _is_there(array) else ("cpu", 0)
+    return name, *at, array.dtype.type, array.shape, _address(name, array)
 
 
 def _address(name: str, array: Buffer) -> int:
