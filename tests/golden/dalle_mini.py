@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import emoji
 import numpy as np
 import torch
 
@@ -28,6 +29,11 @@ TEXTS = (
     "tab\there and\nthere",
     "ab abab abc bca cab",
     "",
+)
+EMOJI_TEXTS = (
+    "a \N{DOG FACE} in the \N{AVOCADO}",
+    "ab\N{HEAVY BLACK HEART}\ufe0f\u200d\N{FIRE} ab",
+    "\N{DOG FACE}\N{DOG FACE}",
 )
 LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789.,:&"
 
@@ -90,6 +96,10 @@ def main() -> None:
     reference = TextTokenizer(vocabulary, merges)
     found["tokenizer"] = np.array(json.dumps({"vocabulary": vocabulary, "merges": merges}))
     found["texts"] = np.array(json.dumps([[text, reference.tokenize(text)] for text in TEXTS]))
+    found["emoji"] = np.array(json.dumps([[text, reference.tokenize(text)] for text in EMOJI_TEXTS]))
+    known = {sign: entry["en"].strip(":") for sign, entry in emoji.EMOJI_DATA.items()}
+    used = {sign: name for sign, name in known.items() if any(sign in text for text in EMOJI_TEXTS)}
+    found["emoji_names"] = np.array(json.dumps(used))
     encoder, decoder = build("encoder"), build("decoder")
     shapes = {"encoder": load(encoder), "decoder": load(decoder)}
     found["shapes"] = np.array(json.dumps(shapes))

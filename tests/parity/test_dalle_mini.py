@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +32,7 @@ from vlrt_export.calibration import synthetic
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.dalle_mini_checkpoint import START, load_dalle_mini, open_files
 from vlrt_export.dalle_mini_reference import plain_ids, plain_states
-from vlrt_export.dalle_mini_tokenizer import make_tokenizer
+from vlrt_export.dalle_mini_tokenizer import EmojiWarning, emoji_names, make_tokenizer, open_tokenizer
 from vlrt_export.families import dalle_mini as family
 from vlrt_export.gate_metrics import metrics_of
 from vlrt_export.hub import Snapshot
@@ -38,6 +40,8 @@ from vlrt_export.request import Request
 from vlrt_export.trial import TrialSessions
 from vlrt_export.vqgan_checkpoint import load_vqgan, random_vqgan
 
+# Whether the package `emoji` is there decides what an exported tokenizer does with emoji, and nothing else here.
+pytestmark = pytest.mark.filterwarnings("ignore::vlrt_export.dalle_mini_tokenizer.EmojiWarning")
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "dalle_mini.npz"
 HEADS, SCALE = 2, 4.0
 
@@ -114,6 +118,23 @@ def test_text_becomes_the_reference_s_ids(stored: dict[str, Any]) -> None:
     for text, expected in json.loads(str(stored["texts"])):
         assert tokenizer.encode(text, add_special_tokens=False).ids == expected[1:-1], text
         assert plain_ids(said["vocabulary"], [(a, b) for a, b in pairs], text) == expected
+
+
+def test_emoji_become_their_names_where_these_are_known(
+    stored: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, names = json.loads(str(stored["tokenizer"])), json.loads(str(stored["emoji_names"]))
+    tokenizer = make_tokenizer(said["vocabulary"], said["merges"], names)
+    for text, expected in json.loads(str(stored["emoji"])):
+        assert tokenizer.encode(text, add_special_tokens=False).ids == expected[1:-1], text
+    package = ModuleType("emoji")
+    monkeypatch.setattr(package, "EMOJI_DATA", {s: {"en": f":{n}:"} for s, n in names.items()}, raising=False)
+    package.__spec__ = ModuleSpec("emoji", None)
+    monkeypatch.setitem(sys.modules, "emoji", package)
+    assert emoji_names() == names
+    monkeypatch.setattr("vlrt_export.dalle_mini_tokenizer.find_spec", lambda name: None)
+    with pytest.warns(EmojiWarning, match="pip install emoji"):
+        open_tokenizer(open_files(folder).encoder)
 
 
 def test_random_text_becomes_the_reference_s_ids(stored: dict[str, Any]) -> None:

@@ -34,8 +34,7 @@ from vlrt_export.vqgan_checkpoint import random_vqgan
 ENCODER, STATES, IDS = "text_encoder", "text_states", "input_ids"
 _CARD = (
     "Draws 256x256 pixels from a sentence, code by code: scenes, drawings and things of the web of 2021. Faces and "
-    "hands come out wrong, text is not readable, and it shows the prejudices of its data. Emoji in a prompt count for "
-    "nothing."
+    "hands come out wrong, text is not readable, and it shows the prejudices of its data."
 )
 _RANDOM = "random weights: for latency work only"
 _DEFAULTS = {"do_sample": True, "top_k": 256, "guidance_scale": 16.0}
