@@ -15,7 +15,7 @@ from vlrt.bundle import MANIFEST, Bundle
 from vlrt.errors import UsageError, VlrtError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vlrt.manifest import Manifest
     from vlrt_export.gate import Wish
@@ -77,13 +77,15 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, via: str 
     a hub id or folder. With --precision, --source may also be an fp32 bundle; with --target it is the bundle.
     """
     engine, profiles = choices.pop("engine"), choices.pop("profiles")
+    if profiles and engine != "tensorrt":
+        raise UsageError("`--profile` goes with an engine", "add `--target tensorrt`")
     if engine == "tensorrt":
+        _check_target(engine, {**choices, "via": via, "output": output, "force": force})
         _build_engines(name, choices["source"], profiles, as_json)
         return
-    if profiles:
-        raise UsageError("`--profile` goes with an engine", "add `--target tensorrt`")
     _need_libraries()
     if engine == "cuda":
+        _check_target(engine, {**choices, "via": via})
         _write_for_cuda(name, choices["source"], output, force, as_json)
         return
     precision, smaller, calibration = (choices.pop(key) for key in ("precision", "smaller", "calibration"))
@@ -123,6 +125,16 @@ def export(name: str, output: Path | None, force: bool, as_json: bool, via: str 
     plan = build(request)
     manifest = write_bundle(plan, target, force=force, progress=lambda line: _say(f"{line} …"), wish=wish)
     _report(manifest, target, time.monotonic() - started, as_json)
+
+
+def _check_target(engine: str, given: Mapping[str, Any]) -> None:
+    """Refuses options that would be ignored: an engine is made of what another export has decided."""
+    for option, value in given.items():
+        if option != "source" and value not in (None, 0, "fp32"):  # false is 0 too
+            what = (
+                f"`--{option.replace('_', '-')}` does not go with `--target {engine}`, which takes an exported bundle"
+            )
+            raise UsageError(what, f"leave it out, or export first; then `--source BUNDLE --target {engine}`")
 
 
 def _write_for_cuda(name: str, source: str | None, output: Path | None, force: bool, as_json: bool) -> None:

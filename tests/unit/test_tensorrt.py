@@ -272,6 +272,24 @@ def test_the_command_builds_and_says_where(
     assert "--profile length=SMALLEST:USUAL:LARGEST" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--profile", "rows=1"], "`--profile` goes with an engine"),
+        (["--profile", "rows=1", "--target", "cuda"], "`--profile` goes with an engine"),
+        (["--target", "tensorrt", "--precision", "int8"], "`--precision` does not go with `--target tensorrt`"),
+        (["--target", "tensorrt", "-o", "x"], "`--output` does not go with `--target tensorrt`"),
+        (["--target", "cuda", "--random"], "`--random` does not go with `--target cuda`"),
+        (["--target", "cuda", "--labels-file", "x"], "`--labels-file` does not go with `--target cuda`"),
+        (["--target", "tensorrt"], "no model or bundle is called `tiny`"),
+    ],
+)
+def test_options_that_cannot_be_meant(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "tiny", *options])
+    assert message in capsys.readouterr().err
+
+
 def test_on_this_machine_each_missing_thing_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no NVIDIA driver: `none\.so` cannot be loaded") as caught:
         cuda_driver.Driver("none.so")
