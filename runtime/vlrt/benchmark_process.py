@@ -42,8 +42,8 @@ class Worker:
         started = time.perf_counter()
         # Not a pipe: one that nobody reads fills up, and the side would stop in the middle of a run.
         errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by `close`
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        process = subprocess.Popen(command, **pipes, text=True, env=dict(environment))
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=dict(environment))
         worker = cls(name, process, errors)
         try:
             said = worker.read()
