@@ -8,17 +8,21 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from vlrt import cli
+from vlrt import cli, engines
 from vlrt.bundle import Bundle
 from vlrt.commands.repeat import repeat_command
 from vlrt.decode import DecodeOptions
 from vlrt.diffusion.request import CancelledError
+from vlrt.engines import EngineOptions
+from vlrt.engines.cuda import CudaSession
+from vlrt.engines.onnxruntime import OnnxRuntimeSession
 from vlrt.errors import VlrtError
 from vlrt.picture_file import read_parameters
 from vlrt.tasks.draw import Drawer
@@ -82,6 +86,26 @@ def test_a_bundle_s_caches_hold_what_is_seen(bundle: Bundle) -> None:
 @pytest.fixture(scope="session")
 def drawer(bundle: Bundle) -> Drawer:
     return Drawer(bundle)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_drawing_with_states_on_a_device(
+    bundle: Bundle, drawer: Drawer, fake_device: ModuleType, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    """Whole caches stay there, with both lanes of guidance; compact ones are the loop's and cross."""
+    memories = []
+
+    def open_there(opened: Bundle, role: str, options: EngineOptions) -> CudaSession:
+        memories.append(fake_device.FakeMemory())
+        loaded = fake_device.session_on(OnnxRuntimeSession(*opened.graph(role), options), memories[-1])
+        return CudaSession(loaded, memories[-1], onnxruntime, captures=False)
+
+    expected = drawer.batch("w3 w7 w2", count=2, seed=5, guidance=guidance)
+    monkeypatch.setattr(engines, "open_session", open_there)
+    found = Drawer(bundle).batch("w3 w7 w2", count=2, seed=5, guidance=guidance)
+    for one, other in zip(found, expected):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert any(memory.held for memory in memories)
 
 
 def test_drawing(drawer: Drawer, dalle_models: ModuleType) -> None:
