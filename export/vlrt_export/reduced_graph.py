@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from vlrt.manifest import GraphSpec
 from vlrt_export.graph_weights import GraphWeights
+from vlrt_export.precision import store_exact_halves
 from vlrt_export.reduced_convolutions import convolutions, fold, quantise_convolutions
 from vlrt_export.reduced_products import Rewrite, matrices, to_blocks, to_int8
 from vlrt_export.reduced_storage import to_halves
@@ -80,7 +83,10 @@ class Workshop:
         self.spec, self.path = written
         folder.mkdir(exist_ok=True)
         self._folded = folder / f"{role}.folded.onnx"
-        self._convolves = fold(self.path, self._folded)
+        folded = fold(self.path, self._folded)
+        self._convolves = folded and bool(convolutions(self._folded))
+        plain = matrices(GraphWeights(self.path))
+        self._source = self._folded if folded and len(matrices(GraphWeights(self._folded))) > len(plain) else self.path
         self._made = 0
 
     @property
@@ -92,7 +98,7 @@ class Workshop:
         """Names of what a kind would reduce, each of which can be kept."""
         if kind == FP16:
             return []
-        found = matrices(GraphWeights(self.path))
+        found = matrices(GraphWeights(self._source))
         return found + (convolutions(self._folded) if self._reduces_convolutions(kind) else [])
 
     def make(self, kind: str, kept: Collection[str] = ()) -> Candidate | None:
@@ -101,7 +107,8 @@ class Workshop:
         self._made += 1
         place = self.folder / f"{self._made}"
         place.mkdir()
-        path, source, kernels = place / f"{self.role}.onnx", self.path, dict[str, int]()
+        path, kernels = place / f"{self.role}.onnx", dict[str, int]()
+        source = self.path if kind == FP16 else self._source
         if self._reduces_convolutions(kind):
             source = place / f"{self.role}.convolved.onnx"
             kernels |= quantise_convolutions(self._folded, source, kept, self._calls)
@@ -111,8 +118,18 @@ class Workshop:
         external = graph.save()
         if not changed and not any(kernels.values()):
             return None
-        spec = replace(self.spec, precision=_arithmetic(kind), storage=FP16 if kind == FP16 else "", external=external)
+        halved = kind == FP16 or (not external and self._halve_rest(path))
+        spec = replace(self.spec, precision=_arithmetic(kind), storage=FP16 if halved else "", external=external)
         return Candidate(self.role, kind, spec, path, kernels, frozenset(kept))
+
+    def _halve_rest(self, path: Path) -> bool:
+        """Stores what stays in fp32 as the original did, where that was fp16: folding widened it."""
+        if self.spec.storage != FP16:
+            return False
+        model = onnx.load(path)
+        halved = store_exact_halves(model)
+        onnx.save_model(model, path)
+        return halved
 
     def _reduces_convolutions(self, kind: str) -> bool:
         return self._convolves and kind == INT8 and bool(self._calls)

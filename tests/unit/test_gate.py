@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from vlrt import zoo
@@ -19,6 +21,7 @@ from vlrt.bundle import Bundle
 from vlrt.engines import EngineOptions, Sessions
 from vlrt.engines.onnxruntime import OnnxRuntimeSession
 from vlrt.errors import UsageError, VlrtError
+from vlrt.manifest import GraphSpec, TensorSpec
 from vlrt.tasks.caption import Captioner
 from vlrt.text import TextTruncatedWarning
 from vlrt.verify import verify
@@ -225,6 +228,35 @@ def test_the_part_that_hurts_most_is_found(wide: Path, tmp_path: Path) -> None:
         return relative_error(found, expected)
 
     assert error([ranked[0][1]]) < error([ranked[-1][1]])
+
+
+def test_matrices_cut_out_of_larger_ones_are_reduced_too(tmp_path: Path) -> None:
+    """As torch's own attention layers are traced, with all projections in one matrix; here stored as fp16."""
+    random = np.random.default_rng(0)
+    joined = random.standard_normal((128, 64)).astype(np.float16)
+    nodes = [
+        helper.make_node("Cast", ["joined.fp16"], ["joined"], to=TensorProto.FLOAT),
+        helper.make_node("Split", ["joined"], ["first", "second"], num_outputs=2, axis=0),
+        helper.make_node("Transpose", ["second"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "turned"], ["y"]),
+        helper.make_node("MatMul", ["y", "first"], ["z"]),
+        helper.make_node("Mul", ["z", "kept"], ["out"]),
+    ]
+    kept = random.standard_normal((20, 64)).astype(np.float16).astype(np.float32)
+    weights = [numpy_helper.from_array(joined, "joined.fp16"), numpy_helper.from_array(kept, "kept")]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [20, 64]) for name in ("x", "out")]
+    graph = helper.make_graph(nodes, "cut", values[:1], values[1:], weights)
+    onnx.save_model(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "cut.onnx"
+    )
+    tensors = [(TensorSpec(name, "float32", (20, 64)),) for name in ("x", "out")]
+    spec = GraphSpec("cut.onnx", "fp32", tensors[0], tensors[1], storage="fp16")
+    made = Workshop("cut", (spec, tmp_path / "cut.onnx"), tmp_path / "shop", []).make(INT8)
+    assert made is not None
+    assert made.kernels == {"DynamicQuantizeMatMul": 2}
+    assert made.spec.storage == "fp16"
+    types = {t.name: t.data_type for t in onnx.load(made.path).graph.initializer if np.prod(t.dims) > 1000}
+    assert sorted(types.values()) == sorted([TensorProto.INT8, TensorProto.INT8, TensorProto.FLOAT16])
 
 
 def test_both_sides_take_turns(wide: Path) -> None:

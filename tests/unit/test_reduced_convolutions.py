@@ -102,7 +102,7 @@ def test_a_kept_convolution_is_not_reduced_behind_our_back(folded: Path, tmp_pat
     assert error(path, folded) <= error(reduced(folded, tmp_path / "all")[0], folded) * 1.01
 
 
-def test_large_graphs_and_such_without_convolutions_are_left(folded: Path, tmp_path: Path) -> None:
+def test_large_graphs_are_left(folded: Path, tmp_path: Path) -> None:
     graph = folded.parent / "net.onnx"
     (tmp_path / "net.onnx").write_bytes(graph.read_bytes())
     (tmp_path / "net.bin").write_bytes(b"")
