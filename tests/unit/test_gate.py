@@ -29,7 +29,7 @@ from vlrt_export import gate, products
 from vlrt_export.bundle_writer import reduce_bundle
 from vlrt_export.calibration import Calibration, read_calibration, synthetic
 from vlrt_export.gate import GateError, Wish
-from vlrt_export.gate_captions import Choice, agreement
+from vlrt_export.gate_captions import Choice, Decoding, Spoken, agreement
 from vlrt_export.gate_embeddings import retrieval_agreement
 from vlrt_export.gate_parts import relative_error, sensitive_parts
 from vlrt_export.gate_speed import Speed, alternate, measure_speed
@@ -278,6 +278,21 @@ def test_choices_below_the_noise_do_not_count() -> None:
     assert (share, told) == (1.0, 3), "one row and two columns are clear, and alike"
     assert retrieval_agreement(found[::-1], expected)[0] < 1
     assert score_captions({"a": "x"}, {"a": ["x"]}).bleu[0] == 100
+
+
+def test_captions_are_scored_where_there_are_enough() -> None:
+    said = [f"a dog runs on grass {i}" for i in range(120)]
+    choices = [[Choice(1, 3.0)]]
+    expected = Spoken(said, [[1]], choices)
+    worse = Spoken(["a cat", *said[1:40], *(["no"] * 80)], [[1]], choices)
+    many = replace(synthetic(), references=[[text] for text in said])
+    found = {m.metric: m for m in Decoding().compare(expected, worse, many, LIMITS)}
+    assert found["BLEU-4"].value < found["BLEU-4"].limit == pytest.approx(97)
+    assert not found["CIDEr-D"].passed
+    assert all(m.passed for m in Decoding().compare(expected, expected, many, LIMITS))
+    few_of_them = replace(many, references=many.references[:50])
+    (only,) = Decoding().compare(expected, worse, few_of_them, LIMITS)
+    assert "not judged by fewer than 100" in only.note
 
 
 def test_tokens_chosen_by_chance_do_not_count() -> None:
