@@ -125,3 +125,17 @@ def test_old_entries_make_room(bundle: Bundle, cache: Path, monkeypatch: pytest.
     assert older not in entries(cache)
     assert len(entries(cache)) == 1
     shutil.rmtree(cache)
+
+
+@pytest.mark.parametrize(
+    ("features", "exact"),
+    [
+        ("Linux\nx86_64\nflags : sse2 avx2", False),
+        ("Linux\nx86_64\nflags : sse2 avx2 avx512_vnni", True),
+        ("Linux\nx86_64\nflags : sse2 avx2 avx_vnni", True),
+        ("Windows\nAMD64\nIntel64 Family 6", False),
+        ("Linux\naarch64\nFeatures : asimd", True),
+    ],
+)
+def test_processors_whose_products_of_bytes_overflow(features: str, exact: bool) -> None:
+    assert graph_cache.multiplies_bytes(features) == exact

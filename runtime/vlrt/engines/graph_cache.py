@@ -124,6 +124,12 @@ def processor() -> str:
     return "\n".join((platform.system(), platform.machine(), features or platform.processor()))
 
 
+def multiplies_bytes(features: str) -> bool:
+    """Whether a processor adds up products of eight bits without overflow: any but x86 without VNNI."""
+    machine = features.split("\n")[1].lower()
+    return machine not in ("x86_64", "amd64", "x86", "i686") or "vnni" in features
+
+
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 

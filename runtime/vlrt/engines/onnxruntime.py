@@ -12,7 +12,7 @@ import numpy as np
 
 from vlrt.bundle import Bundle
 from vlrt.device_memory import Buffer, DeviceArray
-from vlrt.engines.graph_cache import WEIGHTS, GraphCache, is_worth_caching
+from vlrt.engines.graph_cache import WEIGHTS, GraphCache, is_worth_caching, multiplies_bytes, processor
 from vlrt.engines.session import Array, EngineOptions, check_inputs, check_outputs
 from vlrt.errors import BundleError, EngineError, UsageError
 from vlrt.manifest import GraphSpec
@@ -212,8 +212,9 @@ def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if bounded else "0")
     if bounded:
         settings.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
-    # Without VNNI, products of eight bits overflow in sixteen; there the engine is to take the slower exact way.
-    settings.add_session_config_entry("session.x64quantprecision", "1")
+    if not multiplies_bytes(processor()):
+        # Pairs of products of eight bits overflow sixteen; the engine is to take the exact way, twice as slow.
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     if options.profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / stem)
