@@ -85,7 +85,6 @@ class PixelStage:
     def spec(self) -> StageSpec:
         """The stage with the pipeline's defaults."""
         steps, guidance = _DEFAULTS[self.name]
-        rules = _RULES if self.sampling.rule == "ddpm" else ()
         size = self.unet.config.sample_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         further = _RULES if self.sampling.rule == "ddpm" else ()

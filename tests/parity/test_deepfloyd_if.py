@@ -59,7 +59,8 @@ def unet(seed: int, size: int, kind: str, **more: Any) -> Any:
     """One level of IF's UNets: the prompt in the middle or in every block, and with the time; gelu throughout."""
     model = UNet2DConditionModel(
         sample_size=size, out_channels=6, block_out_channels=(16,), layers_per_block=1,
-        down_block_types=(f"{kind}Block2D",), mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        down_block_types=(f"{kind}Block2D",),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn" if kind == "ResnetDownsample" else None,
         up_block_types=(f"{kind.replace('Down', 'Up')}Block2D",), cross_attention_dim=64, attention_head_dim=8,
         encoder_hid_dim=STATES, addition_embed_type="text", addition_embed_type_num_heads=2, act_fn="gelu",
         time_embedding_act_fn="gelu", resnet_time_scale_shift="scale_shift", resnet_skip_time_act=True,

@@ -60,7 +60,7 @@ def spread(model: Any, seed: int) -> Any:
 
 def text_encoder() -> Any:
     config = CLIPTextConfig(
-        vocab_size=520, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=520, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=CONTEXT, projection_dim=WIDTH, bos_token_id=512, eos_token_id=END,
     )  # fmt: skip
     return spread(CLIPTextModelWithProjection(config), 1)
@@ -77,7 +77,7 @@ def image_encoder() -> Any:
 def decoder() -> Any:
     unet = UNet2DConditionModel(
         sample_size=16, in_channels=3, out_channels=6, block_out_channels=(16,), layers_per_block=1,
-        down_block_types=("SimpleCrossAttnDownBlock2D",), mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        down_block_types=("SimpleCrossAttnDownBlock2D",), mid_block_type=None,
         up_block_types=("SimpleCrossAttnUpBlock2D",),
         cross_attention_dim=24, attention_head_dim=8, resnet_time_scale_shift="scale_shift",
         class_embed_type="identity", norm_num_groups=8,
@@ -89,7 +89,7 @@ def super_resolution(seed: int) -> Any:
     unet = UNet2DModel(
         sample_size=32, in_channels=6, out_channels=3, block_out_channels=(16,), layers_per_block=1,
         down_block_types=("ResnetDownsampleBlock2D",), up_block_types=("ResnetUpsampleBlock2D",),
-        resnet_time_scale_shift="scale_shift", norm_num_groups=8, add_attention=False,
+        resnet_time_scale_shift="scale_shift", norm_num_groups=8, mid_block_type=None,
     )  # fmt: skip
     return spread(unet, seed)
 
