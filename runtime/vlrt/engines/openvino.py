@@ -23,7 +23,9 @@ from vlrt.manifest import GraphSpec
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """Last part of the device string -> OpenVINO's name; left out, the device decides: bf16 where the CPU has it."""
 
-_IMPORTING = threading.Lock()
+_IMPORTING, _LOADING = threading.Lock(), threading.Lock()
+"""One graph is loaded after the other: parts of OpenVINO's reading of models are not made for several threads."""
+
 _INSTALL = "pip install 'vlrt[openvino]'"
 
 
@@ -38,6 +40,9 @@ def load_library() -> ModuleType:
             import openvino
         except ImportError as error:
             raise EngineError(f"openvino cannot be imported: {error}", _INSTALL) from None
+        # Its tables of types are made on first use, and two threads that do so wait for each other for ever.
+        openvino.Type.f32.to_dtype()
+        np.array(openvino.Tensor(np.zeros(1, np.float32), shared_memory=True).data)
     return cast(ModuleType, openvino)
 
 
@@ -78,6 +83,16 @@ class OpenVinoSession:
     def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions) -> None:
         self.spec = spec
         library = load_library()
+        with _LOADING:
+            self._load(library, path, options)
+        self._tensor = library.Tensor
+        self._idle: list[_Request] = []
+        self._lock = threading.Lock()
+        self._profile = options.profile / f"{path.stem}.openvino.json" if options.profile is not None else None
+        self._calls: list[list[dict[str, Any]]] = []
+
+    def _load(self, library: ModuleType, path: Path, options: EngineOptions) -> None:
+        spec = self.spec
         device, precision = _parse(options.device)
         core = library.Core()
         _check_device(core, device, options.device)
@@ -91,11 +106,7 @@ class OpenVinoSession:
             self._head = core.compile_model(parts.head, device, exact) if parts.waves else None
         except Exception as error:  # noqa: BLE001 - openvino raises RuntimeError and kinds of its own alike
             raise EngineError(f"`{path.name}` cannot be compiled for `{options.device}`: {reason(error)}") from None
-        self._parts, self._tensor = parts, library.Tensor
-        self._idle: list[_Request] = []
-        self._lock = threading.Lock()
-        self._profile = options.profile / f"{path.stem}.openvino.json" if options.profile is not None else None
-        self._calls: list[list[dict[str, Any]]] = []
+        self._parts = parts
 
     def run(self, **arrays: Array) -> dict[str, Array]:
         check_inputs(self.spec, arrays)
