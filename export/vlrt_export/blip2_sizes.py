@@ -9,7 +9,7 @@ from typing import Any
 from vlrt.errors import VlrtError
 from vlrt_export.modules.opt import OptSizes
 from vlrt_export.modules.qformer import QFormerSizes
-from vlrt_export.modules.t5 import T5Sizes
+from vlrt_export.modules.t5 import T5_DEFAULTS, T5Sizes
 from vlrt_export.modules.vit import VitSizes
 
 FAMILIES = {"blip-2": False, "instructblip": True}
@@ -215,17 +215,7 @@ _OPT: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
-_T5: dict[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
+_T5: dict[str, Any] = T5_DEFAULTS | {
     "tie_word_embeddings": True,
     "pad_token_id": 0,
     "eos_token_id": 1,

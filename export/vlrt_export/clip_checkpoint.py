@@ -20,10 +20,10 @@ from vlrt_export.modules.clip_vit import VisionTransformerSizes
 _HEAD = 64
 """Width of an attention head in every original model; their files do not say it."""
 
-_HISTORIC_END = 2
+HISTORIC_END = 2
 """`eos_token_id` of configurations from before transformers read it; then the largest id is the end."""
 
-_TEXT_DEFAULTS: dict[str, Any] = {
+TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -34,7 +34,7 @@ _TEXT_DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-5,
     "eos_token_id": 49407,
 }
-_VISION_DEFAULTS: dict[str, Any] = {
+VISION_DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -142,8 +142,8 @@ def sizes_from_config(checkpoint: Checkpoint) -> ClipSizes:
     kind = config.get("model_type")
     if kind != "clip":
         raise VlrtError(f"`{checkpoint.origin}` is a `{kind}` model, expected `clip`", "`vlrt models` lists families")
-    text, vision = _section(config, "text", _TEXT_DEFAULTS), _section(config, "vision", _VISION_DEFAULTS)
-    end = None if text["eos_token_id"] == _HISTORIC_END else text["eos_token_id"]
+    text, vision = _section(config, "text", TEXT_DEFAULTS), _section(config, "vision", VISION_DEFAULTS)
+    end = None if text["eos_token_id"] == HISTORIC_END else text["eos_token_id"]
     try:
         return ClipSizes(
             VisionTransformerSizes(vision["image_size"], vision["patch_size"], _transformer(vision)),

@@ -9,27 +9,15 @@ import torch
 from torch import Tensor
 
 from vlrt.errors import VlrtError
+from vlrt_export.clip_checkpoint import HISTORIC_END, TEXT_DEFAULTS
+from vlrt_export.clip_vision import clip_block_layout
 from vlrt_export.graph import Graph
 from vlrt_export.modules.clip_prompt import ClipPrompt
 from vlrt_export.modules.clip_text import TextSizes
 from vlrt_export.modules.clip_transformer import ACTIVATIONS, TransformerSizes
 from vlrt_export.weight_layout import Layout, Part, build, check_surplus, invert, names_of, same
 
-_HISTORIC_END = 2
-"""`eos_token_id` of configurations from before transformers read it; then the largest id is the end."""
-
-_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "eos_token_id": 49407,
-    "projection_dim": 512,
-}
+_DEFAULTS = TEXT_DEFAULTS | {"projection_dim": 512}
 _PROJECTION = "text_projection.weight"
 
 
@@ -76,7 +64,7 @@ def _sizes(config: Mapping[str, Any], where: str) -> tuple[TextSizes, int]:
         settings["hidden_act"],
         settings["layer_norm_eps"],
     )
-    end = None if settings["eos_token_id"] == _HISTORIC_END else settings["eos_token_id"]
+    end = None if settings["eos_token_id"] == HISTORIC_END else settings["eos_token_id"]
     sizes = TextSizes(settings["vocab_size"], settings["max_position_embeddings"], transformer, end)
     return sizes, settings["projection_dim"]
 
@@ -118,12 +106,4 @@ def _layout(layers: int, projected: bool) -> Layout:
     }
     found |= same("ln_final", "text_model.final_layer_norm")
     found |= {"text_projection": Part((_PROJECTION,), transpose=True)} if projected else {}
-    for number in range(layers):
-        ours, theirs = f"transformer.resblocks.{number}", f"text_model.encoder.layers.{number}"
-        for kind in ("weight", "bias"):
-            three = tuple(f"{theirs}.self_attn.{which}_proj.{kind}" for which in "qkv")
-            found[f"{ours}.attn.in_proj_{kind}"] = Part(three)
-        found |= same(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
-        found |= same(f"{ours}.ln_1", f"{theirs}.layer_norm1") | same(f"{ours}.ln_2", f"{theirs}.layer_norm2")
-        found |= same(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1") | same(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
-    return found
+    return found | clip_block_layout("text_model", layers)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from vlrt.errors import VlrtError
+from vlrt_export.clip_checkpoint import VISION_DEFAULTS
 from vlrt_export.diffusers_folder import Component
 from vlrt_export.graph import Graph
 from vlrt_export.modules.clip_transformer import ACTIVATIONS, TransformerSizes
 from vlrt_export.modules.clip_vit import VisionTransformer, VisionTransformerSizes
 from vlrt_export.weight_layout import Layout, Part, same
 
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "projection_dim": 512,
-}
+_DEFAULTS = VISION_DEFAULTS | {"projection_dim": 512}
 
 
 def load_clip_vision(component: Component) -> VisionTransformer:
@@ -75,8 +64,14 @@ def clip_vision_layout(layers: int) -> Layout:
         "proj": Part(("visual_projection.weight",), transpose=True),
     }
     found |= same("ln_pre", "vision_model.pre_layrnorm") | same("ln_post", "vision_model.post_layernorm")
+    return found | clip_block_layout("vision_model", layers)
+
+
+def clip_block_layout(tower: str, layers: int) -> Layout:
+    """Names of transformers' parameters of the blocks of `tower` (``text_model``, ``vision_model``) by ours."""
+    found: Layout = {}
     for number in range(layers):
-        ours, theirs = f"transformer.resblocks.{number}", f"vision_model.encoder.layers.{number}"
+        ours, theirs = f"transformer.resblocks.{number}", f"{tower}.encoder.layers.{number}"
         for kind in ("weight", "bias"):
             three = tuple(f"{theirs}.self_attn.{which}_proj.{kind}" for which in "qkv")
             found[f"{ours}.attn.in_proj_{kind}"] = Part(three)

@@ -210,7 +210,7 @@ def _computed(settings: Mapping[str, Any], where: str) -> tuple[float, ...]:
             beta_end=settings["beta_end"],
             beta_schedule=form,
         )
-    except NotImplementedError:
+    except NotImplementedError:  # how diffusers says that it does not know the name
         raise VlrtError(
             f"the {where} has the unknown `beta_schedule` {form!r}", f"one of {', '.join(_BETAS)}"
         ) from None

@@ -17,24 +17,12 @@ from vlrt_export import sentencepiece_file, weight_layout
 from vlrt_export.blip2_layout import LANGUAGE, T5_WORDS, t5_encoder_layout
 from vlrt_export.diffusers_folder import Component
 from vlrt_export.graph import Graph
-from vlrt_export.modules.t5 import T5Sizes
+from vlrt_export.modules.t5 import T5_DEFAULTS, T5Sizes
 from vlrt_export.modules.t5_prompt import T5Prompt
 from vlrt_export.weight_layout import Layout
 
 PAD_ID, END_ID = 0, 1
 _SHARED, _ALIAS = "shared.weight", "encoder.embed_tokens.weight"
-_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
-}
 
 
 def load_t5_prompt(component: Component) -> T5Prompt:
@@ -55,7 +43,7 @@ def load_t5_prompt(component: Component) -> T5Prompt:
 
 def t5_sizes(config: Mapping[str, Any]) -> T5Sizes:
     """Sizes of a ``T5Config``, with transformers' defaults."""
-    settings = _DEFAULTS | {name: value for name, value in config.items() if name in _DEFAULTS}
+    settings = T5_DEFAULTS | {name: value for name, value in config.items() if name in T5_DEFAULTS}
     described = str(settings["feed_forward_proj"])
     gated, activation = described.startswith("gated-"), described.removeprefix("gated-")
     return T5Sizes(

@@ -155,6 +155,7 @@ def _read_zip(path: Path, data: mmap.mmap) -> TorchFile:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename: info for info in archive.infolist()}
+    # NotImplementedError is what zipfile raises for a compression that it does not know.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
         raise _damaged(path, f"its zip directory cannot be read ({error})") from error
     pickles = [name for name in entries if name.count("/") <= 1 and name.endswith("data.pkl")]

@@ -104,7 +104,7 @@ def _check_unpacked(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return
+        return  # no archive, or one of an unknown compression: the reader opens it next and refuses it in its own words
     if size > _LARGEST_FILE:
         raise _too_large(path)
 

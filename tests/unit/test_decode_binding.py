@@ -63,7 +63,7 @@ class AttentionSession:
         self.bindings: list[tuple[int, int]] = []
 
     def run(self, **arrays: Array) -> dict[str, Array]:
-        raise NotImplementedError("steps are bound")
+        raise NotImplementedError("steps are bound")  # a call would be the defect that this session is for
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
         axes = check_inputs(self.spec, inputs)

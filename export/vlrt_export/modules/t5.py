@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,21 @@ from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate, embedding
 
 _SCALE = 1.0
 """Of the dot products: T5 has its initialisation do what others divide by √D for."""
+
+
+T5_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "relu",
+}
+"""What transformers' `T5Config` means by a key that a configuration leaves out."""
 
 
 @dataclass(frozen=True)
