@@ -1,0 +1,12 @@
+// The operators of the domain `vlrt`, one per file `*_op.cc`.
+#pragma once
+
+#include "ort_abi.h"
+
+namespace vlrt::ort {
+
+const CustomOp* linear_op();
+const CustomOp* linear_int8_op();
+const CustomOp* attention_op();
+
+}  // namespace vlrt::ort
