@@ -6,23 +6,26 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vlrt import foreign, manifest
+from vlrt.digests import AGAIN, remembered_sha256, sha256
 from vlrt.errors import BundleError, VlrtError
 from vlrt.manifest import GraphSpec, Manifest, UnverifiedFile
 from vlrt.onnx_files import external_files
 
+__all__ = ["MANIFEST", "Bundle", "sha256"]
+
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 16 << 20
-_CHUNK = 1 << 20
 
 
 class Bundle:
     """A bundle's folder and its manifest; a file is checked against the manifest before its path is given out.
 
-    Use `Bundle.open`. Names are plain, links are refused, size and SHA-256 are compared on first use.
+    Use `Bundle.open`. Names are plain, links are refused, size and SHA-256 are compared on first use; digests of large
+    files are remembered between processes (`vlrt.digests`), except by `problems`, which reads every byte.
 
     Args:
         path: the folder.
@@ -71,7 +74,7 @@ class Bundle:
         with self._lock:
             known = name in self._verified
         if not known:
-            self._check_content(name)
+            self._check_content(name, remembered_sha256)
             with self._lock:
                 self._verified.add(name)
         return self._path(name)
@@ -83,7 +86,7 @@ class Bundle:
             return entry.sha256
         with self._lock:
             if name not in self._digests:
-                self._digests[name] = sha256(self._path(name))
+                self._digests[name] = remembered_sha256(self._path(name))
             return self._digests[name]
 
     @property
@@ -131,7 +134,7 @@ class Bundle:
         for name in self.manifest.files:
             try:
                 self._check_size(name)
-                self._check_content(name)
+                self._check_content(name, sha256)
             except BundleError as error:
                 yield error
         if self.is_foreign:
@@ -153,24 +156,21 @@ class Bundle:
         try:
             found = os.lstat(path)
         except FileNotFoundError:
-            raise BundleError(f"`{name}` is missing from the bundle `{self.path.name}`", _AGAIN) from None
+            raise BundleError(f"`{name}` is missing from the bundle `{self.path.name}`", AGAIN) from None
         except OSError as error:
-            raise BundleError(f"`{name}` cannot be read: {error.strerror}", _AGAIN) from None
+            raise BundleError(f"`{name}` cannot be read: {error.strerror}", AGAIN) from None
         if not stat.S_ISREG(found.st_mode):
             raise BundleError(f"`{name}` is not a regular file", "a bundle holds no links; copy the file itself")
         if found.st_size != entry.bytes:
-            raise BundleError(f"`{name}` has {found.st_size:,} bytes, expected {entry.bytes:,}", _AGAIN)
+            raise BundleError(f"`{name}` has {found.st_size:,} bytes, expected {entry.bytes:,}", AGAIN)
 
-    def _check_content(self, name: str) -> None:
+    def _check_content(self, name: str, digest: Callable[[Path], str]) -> None:
         if isinstance(self.manifest.files[name], UnverifiedFile):
             return
-        found, expected = sha256(self._path(name)), self.manifest.files[name].sha256
+        found, expected = digest(self._path(name)), self.manifest.files[name].sha256
         if found != expected:
             what = f"`{name}` was altered: its sha256 is {found[:12]}…, the manifest says {expected[:12]}…"
-            raise BundleError(what, _AGAIN)
-
-
-_AGAIN = "copy the bundle again, or export it again"
+            raise BundleError(what, AGAIN)
 
 
 def _read_manifest(folder: Path) -> bytes:
@@ -190,19 +190,3 @@ def _read_manifest(folder: Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         reason = getattr(error, "strerror", None) or error
         raise BundleError(f"`{path}` cannot be read: {reason}", "check its name and permissions") from None
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as 64 hexadecimal digits.
-
-    Raises:
-        BundleError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb", buffering=0) as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise BundleError(f"`{path.name}` cannot be read: {error.strerror}", _AGAIN) from None
-    return digest.hexdigest()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlrt.bundle import Bundle
-from vlrt.decode import DecodeOptions, StepModel
 from vlrt.engines import EngineOptions, Sessions
 from vlrt.errors import BundleError
 from vlrt.manifest import DecodeSpec, ImageSpec
 from vlrt.text import PromptReader, TextCodec
+
+if TYPE_CHECKING:  # else where they are needed: the graphs load in the meantime
+    from vlrt.decode import DecodeOptions, StepModel
 
 
 class ImageDecoder:
@@ -45,9 +47,13 @@ class ImageDecoder:
         Raises:
             UsageError: an option that cannot be meant.
         """
+        from vlrt.decode import DecodeOptions
+
         return DecodeOptions.from_manifest(self.spec.defaults, **overrides)
 
     @cached_property
     def step_model(self) -> StepModel:
         """The decoder's step, bound to its session."""
+        from vlrt.decode import StepModel
+
         return StepModel.open(self.spec, self.sessions.get)

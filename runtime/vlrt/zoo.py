@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
+import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vlrt import record
 from vlrt.bundle import MANIFEST, Bundle
 from vlrt.errors import BundleError
+from vlrt.folders import cache_folder, home
 from vlrt.foreign import recognises
+from vlrt.whole_file import write_whole
+
+__all__ = [
+    "SHIPPED",
+    "Entry",
+    "Zoo",
+    "cache_folder",
+    "entry",
+    "exported",
+    "find",
+    "home",
+    "locate",
+    "resolve",
+    "zoo",
+]
 
 SHIPPED = "bundles"
 """Folder inside the package with the bundles that come with the wheel."""
@@ -57,13 +74,23 @@ class Zoo:
 @cache
 def zoo() -> Zoo:
     """Reads `models.yaml` of the installed package, or of the source tree."""
+    here = Path(__file__).resolve()
+    inside, source = here.parent / "models.yaml", here.parents[2] / "models.yaml"
+    return record.read(Zoo, _parsed(inside.read_bytes() if inside.is_file() else source.read_bytes()), "models.yaml")
+
+
+def _parsed(content: bytes) -> Any:
+    """What YAML says, kept as JSON under the content's digest: importing a YAML reader takes longer than all else."""
+    kept = cache_folder() / "zoo" / f"{hashlib.sha256(content).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(kept.read_bytes())
     import yaml
 
-    inside = resources.files("vlrt") / "models.yaml"
-    source = Path(__file__).resolve().parents[2] / "models.yaml"
-    text = inside.read_text("utf-8") if inside.is_file() else source.read_text("utf-8")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return record.read(Zoo, yaml.load(text, loader), "models.yaml")
+    value = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason not to run
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(value).encode())
+    return value
 
 
 def entry(name: str) -> Entry:
@@ -76,23 +103,6 @@ def entry(name: str) -> Entry:
     if found is None:
         raise _unknown(name)
     return found
-
-
-def home() -> Path:
-    """Folder of exported bundles: `VLRT_HOME`, or `vlrt` in the user's data folder."""
-    given = os.environ.get("VLRT_HOME")
-    if given:
-        return Path(given)
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "vlrt"
-
-
-def cache_folder() -> Path:
-    """Folder of what can be computed again: `VLRT_CACHE`, or `vlrt` in the user's cache folder."""
-    given = os.environ.get("VLRT_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlrt"
 
 
 def locate(name: str) -> Path | None:
@@ -145,6 +155,8 @@ def _not_exported(name: str) -> BundleError:
 
 
 def _unknown(name: str) -> BundleError:
+    import difflib
+
     names = sorted({*zoo().models, *exported()})
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = "did you mean " + " or ".join(f"`{n}`" for n in near) + "?" if near else "`vlrt models` lists them"

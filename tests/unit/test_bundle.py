@@ -38,7 +38,7 @@ def test_content_is_hashed_once_when_a_file_is_first_used(
         hashed.append(path.name)
         return sha256(path)
 
-    monkeypatch.setattr(bundles, "sha256", counting)
+    monkeypatch.setattr(bundles, "remembered_sha256", counting)
     bundle = Bundle.open(tiny_bundle_folder)
     assert hashed == []
     for _ in range(3):

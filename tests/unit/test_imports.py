@@ -25,11 +25,16 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def imported_by(code: str) -> set[str]:
-    """Top-level names of the modules that code has brought into a fresh interpreter."""
+def modules_of(code: str) -> set[str]:
+    """Names of the modules that code has brought into a fresh interpreter."""
     done = python(textwrap.dedent(code) + "\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))")
     assert done.returncode == 0, done.stderr
-    return {name.partition(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level names of the modules that code has brought into a fresh interpreter."""
+    return {name.partition(".")[0] for name in modules_of(code)}
 
 
 def test_importing_vlrt_costs_nothing() -> None:
@@ -70,6 +75,42 @@ def test_tasks_run_without_training_libraries(call: str, tiny_bundle_folder: Pat
     )
     assert {"vlrt", "numpy", "onnxruntime", "PIL"} <= found
     assert not found & set(TRAINING)
+
+
+def test_a_caption_imports_nothing_that_it_does_not_need(tiny_bundle_folder: Path, photographs: Path) -> None:
+    """A process lives half a second: every module that is not needed would be felt."""
+    caption = ["run", "caption", str(photographs / "a.jpg"), "--model", str(tiny_bundle_folder)]
+    found = modules_of(
+        f"""
+        from vlrt.cli import main
+        try: main({caption!r})
+        except SystemExit as exit_: assert not exit_.code, exit_.code
+        """
+    )
+    unneeded = {"vlrt.diffusion", "vlrt.codec", "vlrt.drawing", "vlrt.benchmark", "vlrt.embedding", "vlrt.tasks.draw"}
+    assert {"vlrt.tasks.caption", "vlrt.decode", "vlrt.image"} <= found
+    assert not found & {*unneeded, "yaml", "importlib.resources", "asyncio", "PIL.ImageDraw", "PIL.TiffImagePlugin"}
+
+
+def test_graphs_load_before_what_the_first_photograph_needs_is_imported(tiny_bundle_folder: Path) -> None:
+    found = modules_of(
+        f"""
+        import sys
+        import vlrt.engines as engines
+        seen, real = [], engines.Sessions.prepare
+        def prepare(self, roles):
+            seen.append(set(sys.modules))
+            real(self, roles)
+        engines.Sessions.prepare = prepare
+        from vlrt import load
+        captioner = load("caption", {str(tiny_bundle_folder)!r})
+        captioner.sessions.get("image_encoder")
+        sys.modules = {{name: None for name in seen[0]}}
+        """
+    )
+    assert "vlrt.tasks.caption" in found
+    assert not {name.partition(".")[0] for name in found} & {"PIL", "tokenizers"}
+    assert not found & {"vlrt.decode", "vlrt.image"}
 
 
 def test_painting_runs_without_training_libraries(latent_bundle: Path) -> None:

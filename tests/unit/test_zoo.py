@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,22 @@ def test_the_zoo_reads_and_every_default_is_in_it() -> None:
     for task, name in known.defaults.items():
         assert task in tasks.TASKS
         assert task in known.models[name].tasks
+
+
+def test_what_yaml_said_is_kept_and_a_damaged_copy_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLRT_CACHE", str(tmp_path))
+    first = zoo.zoo.__wrapped__()
+    (kept,) = (tmp_path / "zoo").iterdir()
+    content = kept.read_bytes()
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    assert zoo.zoo.__wrapped__() == first
+    monkeypatch.undo()
+    monkeypatch.setenv("VLRT_CACHE", str(tmp_path))
+    kept.write_bytes(content[:-9])
+    assert zoo.zoo.__wrapped__() == first
+    assert kept.read_bytes() == content
 
 
 def test_every_entry_is_sound() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vlrt.errors import UsageError
-from vlrt.image import SUFFIXES
 
 
 def photographs(names: Iterable[str]) -> list[Path]:
@@ -37,10 +36,14 @@ def _expand(name: str) -> Sequence[Path]:
 
 
 def _is_photograph(path: Path) -> bool:
+    from vlrt.image import SUFFIXES
+
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _need(name: str, found: Sequence[Path], kind: str) -> Sequence[Path]:
     if not found:
+        from vlrt.image import SUFFIXES
+
         raise UsageError(f"the {kind} `{name}` holds no photograph", "endings taken: " + " ".join(SUFFIXES))
     return found

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from vlrt.commands.lazy import LazyGroup
+
+# NumPy's OpenBLAS starts a thread per processor as it is imported, so this must be said before. Engines have pools of
+# their own, and what a task multiplies in NumPy is small.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 run = LazyGroup(
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from vlrt.bundle import Bundle
 from vlrt.engines.session import Array, EngineOptions, Session
-from vlrt.errors import BundleError
+from vlrt.errors import BundleError, EngineError
 
 __all__ = ["Array", "EngineOptions", "Session", "Sessions", "open_session"]
 
@@ -39,6 +40,15 @@ def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
     return open_cached(bundle, role, options)
 
 
+def _import_engine(options: EngineOptions) -> None:
+    """Imports what loads most graphs, before threads do: it would wait there for whatever the caller imports next."""
+    if options.device == "cpu":
+        from vlrt.engines.onnxruntime import load_library
+
+        with contextlib.suppress(EngineError):  # said by the session that needs it
+            load_library()
+
+
 class Sessions:
     """The sessions of one bundle, each loaded once, in parallel where several are wanted at once."""
 
@@ -55,6 +65,7 @@ class Sessions:
             wanted = [role for role in wanted if role not in self._loading]
             if not wanted:
                 return
+            _import_engine(self.options)
             pool = ThreadPoolExecutor(len(wanted), thread_name_prefix="vlrt-load")
             for role in wanted:
                 self._loading[role] = pool.submit(open_session, self.bundle, role, self.options)

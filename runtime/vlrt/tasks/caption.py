@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlrt import image as pictures
-from vlrt.decode import Hypothesis, generate
 from vlrt.engines import Array
 from vlrt.errors import BundleError, UsageError
-from vlrt.image import ImageLike
 from vlrt.image_decoder import ImageDecoder
+
+if TYPE_CHECKING:
+    from vlrt.decode import Hypothesis
+    from vlrt.image import ImageLike
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Captioner(ImageDecoder):
         chosen = self.options(**options)
         if not photographs:
             return []
+        from vlrt import image as pictures  # here, while the graphs load
+        from vlrt.decode import generate
+
         started = time.perf_counter()
         arrays, prompts = self._read(prompt, len(photographs))
         loaded = [pictures.load(photograph) for photograph in photographs]
