@@ -6,7 +6,9 @@
 namespace vlrt::kernels {
 namespace {
 
-double times_sigmoid(double x, double of) { return x / (1.0 + std::exp(-of)); }
+double times_sigmoid(double x, double of) {
+  return x / (1.0 + std::exp(-of));
+}
 
 double in_double(Activation activation, double x) {
   switch (activation) {
@@ -29,6 +31,8 @@ double in_double(Activation activation, double x) {
 
 }  // namespace
 
-float activate(Activation activation, float x) { return static_cast<float>(in_double(activation, x)); }
+float activate(Activation activation, float x) {
+  return static_cast<float>(in_double(activation, x));
+}
 
 }  // namespace vlrt::kernels

@@ -13,7 +13,8 @@ enum class Activation {
 };
 
 // One value, by the standard library: what the vectors of `activations_avx512.h` are held against.
-// GELU and both its approximations: Hendrycks and Gimpel 2016, section 2; SiLU: Elfwing et al. 2017, equation 8.
+// GELU and both its approximations: Hendrycks and Gimpel 2016, section 2; SiLU: Elfwing et al. 2017,
+// equation 8.
 float activate(Activation activation, float x);
 
 }  // namespace vlrt::kernels

@@ -31,12 +31,17 @@ VLRT_VECTOR void store_first(float* to, std::size_t count, __m512 value) {
 }
 
 // Pairs of halves, so the order is fixed: ((0+8)+(4+12)) + … .
-VLRT_VECTOR float sum_lanes(__m512 x) { return _mm512_reduce_add_ps(x); }
-VLRT_VECTOR float max_lanes(__m512 x) { return _mm512_reduce_max_ps(x); }
+VLRT_VECTOR float sum_lanes(__m512 x) {
+  return _mm512_reduce_add_ps(x);
+}
+VLRT_VECTOR float max_lanes(__m512 x) {
+  return _mm512_reduce_max_ps(x);
+}
 
 // e^x to 1e-7 of itself; 0 from -104 down, infinity from 89 up, NaN for NaN.
-// x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two pieces, Cody and Waite 1980); e^r = 1 + r + r^2 q(r), where q has
-// the least greatest relative error (3.1e-9) of its degree, found by Lawson's reweighted least squares (1961).
+// x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two pieces, Cody and Waite 1980); e^r = 1 + r + r^2 q(r),
+// where q has the least greatest relative error (3.1e-9) of its degree, found by Lawson's reweighted least
+// squares (1961).
 VLRT_VECTOR __m512 exp_ps(__m512 x) {
   // NaN comes through: both take their second operand then.
   x = _mm512_max_ps(_mm512_set1_ps(-104.0f), _mm512_min_ps(_mm512_set1_ps(89.0f), x));
@@ -53,9 +58,9 @@ VLRT_VECTOR __m512 exp_ps(__m512 x) {
   return _mm512_scalef_ps(_mm512_add_ps(q, _mm512_set1_ps(1.0f)), n);
 }
 
-// Phi(x) - 1/2 for x held within +-5.5, beyond which Phi is 0 or 1 to 2e-8: x q(u) with u = 2 x^2 / 5.5^2 - 1,
-// so that q's argument lies within +-1 and its powers do not cancel. q is of degree 15 and has the least greatest
-// error of x^2 q / max(|x|, 1) (7.3e-9), found as that of `exp_ps`.
+// Phi(x) - 1/2 for x held within +-5.5, beyond which Phi is 0 or 1 to 2e-8: x q(u) with u = 2 x^2 / 5.5^2 -
+// 1, so that q's argument lies within +-1 and its powers do not cancel. q is of degree 15 and has the least
+// greatest error of x^2 q / max(|x|, 1) (7.3e-9), found as that of `exp_ps`.
 VLRT_VECTOR __m512 normal_probability_from_half(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-5.5f), _mm512_min_ps(_mm512_set1_ps(5.5f), x));
   const __m512 u =

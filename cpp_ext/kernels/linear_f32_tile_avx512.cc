@@ -1,0 +1,129 @@
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "activations_avx512.h"
+#include "linear_f32_tile.h"
+
+namespace vlrt::kernels {
+namespace {
+
+// So far ahead memory is asked for, in steps of `inner` (64 bytes of each panel).
+constexpr std::size_t kAheadSteps = 16;
+constexpr std::size_t kMostSums = kMostRows * 2 * kPanelColumns;
+
+template <std::size_t R, std::size_t P>
+struct Sums {
+  __m512 at[R][P];
+};
+
+// One step of `inner`: a line of each panel, an element of each row.
+template <std::size_t R, std::size_t P>
+VLRT_VECTOR void multiply_step(Sums<R, P>& sums, const float* x, std::size_t row_stride, const float* panels,
+                               std::size_t panel_stride, std::ptrdiff_t ahead) {
+  __m512 w[P];
+#pragma GCC unroll 4
+  for (std::size_t p = 0; p < P; ++p) {
+    w[p] = _mm512_load_ps(panels + p * panel_stride);
+    _mm_prefetch(reinterpret_cast<const char*>(panels + p * panel_stride) + ahead, _MM_HINT_T0);
+  }
+#pragma GCC unroll 14
+  for (std::size_t r = 0; r < R; ++r) {
+    const __m512 element = _mm512_set1_ps(x[r * row_stride]);
+#pragma GCC unroll 4
+    for (std::size_t p = 0; p < P; ++p) sums.at[r][p] = _mm512_fmadd_ps(element, w[p], sums.at[r][p]);
+  }
+}
+
+template <std::size_t R, std::size_t P>
+void sum_products(const F32Tile& tile, float* to) {
+  constexpr bool packed = R > kRowsInPlace;
+  const std::size_t panel_stride = tile.inner * kPanelColumns;
+  const std::size_t row_stride = packed ? kBlockInner : tile.inner;
+  const std::size_t block_stride = packed ? kBlockInner * R : kBlockInner;
+  // Panels from memory are asked for a little ahead, and the next panels when these come to their end; panels
+  // that lie in the cache leave the time to ask for the next ones whole.
+  const std::ptrdiff_t to_upcoming =
+      reinterpret_cast<const char*>(tile.upcoming) - reinterpret_cast<const char*>(tile.panels);
+  constexpr std::ptrdiff_t step_bytes = kPanelColumns * sizeof(float);
+  const std::size_t turn = tile.from_memory && tile.inner > kAheadSteps ? tile.inner - kAheadSteps : 0;
+  Sums<R, P> sums;
+  for (auto& row : sums.at)
+    for (auto& sum : row) sum = _mm512_setzero_ps();
+  const float* x = tile.x;
+  const float* panels = tile.panels;
+  for (std::size_t k = 0; k < tile.inner; k += kBlockInner, x += block_stride) {
+    const std::ptrdiff_t ahead = !tile.from_memory ? to_upcoming
+                                 : k < turn ? static_cast<std::ptrdiff_t>(kAheadSteps) * step_bytes
+                                            : to_upcoming - static_cast<std::ptrdiff_t>(turn) * step_bytes;
+    const std::size_t steps = std::min(kBlockInner, tile.inner - k);
+#pragma GCC unroll 2
+    for (std::size_t step = 0; step < steps; ++step, panels += kPanelColumns)
+      multiply_step(sums, x + step, row_stride, panels, panel_stride, ahead);
+  }
+  for (std::size_t r = 0; r < R; ++r)
+    for (std::size_t p = 0; p < P; ++p) _mm512_store_ps(to + (r * P + p) * kPanelColumns, sums.at[r][p]);
+}
+
+template <Activation activation>
+void write(const F32Tile& tile, const float* sums) {
+  for (std::size_t p = 0; p < tile.panel_count; ++p) {
+    const std::size_t column = p * kPanelColumns;
+    if (column >= tile.columns) break;
+    const std::size_t count = std::min(kPanelColumns, tile.columns - column);
+    const __m512 bias = tile.bias == nullptr ? _mm512_setzero_ps() : load_first(tile.bias + column, count);
+    for (std::size_t r = 0; r < tile.rows; ++r) {
+      const std::size_t at = r * tile.row_columns + column;
+      const __m512 sum = _mm512_load_ps(sums + (r * tile.panel_count + p) * kPanelColumns);
+      __m512 value = activate_ps(activation, _mm512_add_ps(sum, bias));
+      if (tile.residual != nullptr) value = _mm512_add_ps(value, load_first(tile.residual + at, count));
+      store_first(tile.y + at, count, value);
+    }
+  }
+}
+
+void write(const F32Tile& tile, const float* sums) {
+  switch (tile.activation) {
+    case Activation::none:
+      return write<Activation::none>(tile, sums);
+    case Activation::relu:
+      return write<Activation::relu>(tile, sums);
+    case Activation::gelu:
+      return write<Activation::gelu>(tile, sums);
+    case Activation::gelu_tanh:
+      return write<Activation::gelu_tanh>(tile, sums);
+    case Activation::quick_gelu:
+      return write<Activation::quick_gelu>(tile, sums);
+    case Activation::silu:
+      return write<Activation::silu>(tile, sums);
+  }
+}
+
+using Sum = void (*)(const F32Tile&, float*);
+
+template <std::size_t R, std::size_t P>
+constexpr Sum sum_of() {
+  if constexpr (P <= tile_panels(R))
+    return &sum_products<R, P>;
+  else
+    return nullptr;
+}
+
+template <std::size_t P, std::size_t... R>
+constexpr std::array<Sum, sizeof...(R)> sums_of(std::index_sequence<R...>) {
+  return {sum_of<R + 1, P>()...};
+}
+
+using Rows = std::make_index_sequence<kMostRows>;
+constexpr std::array<std::array<Sum, kMostRows>, kMostPanels> kSums = {
+    sums_of<1>(Rows{}), sums_of<2>(Rows{}), sums_of<3>(Rows{}), sums_of<4>(Rows{})};
+
+}  // namespace
+
+void linear_f32_tile(const F32Tile& tile) {
+  alignas(64) float sums[kMostSums];
+  kSums[tile.panel_count - 1][tile.rows - 1](tile, sums);
+  write(tile, sums);
+}
+
+}  // namespace vlrt::kernels
