@@ -22,6 +22,7 @@ from vlrt_export.blip2_graphs import IDS, QUERY_IDS
 from vlrt_export.generate_reference import SETTINGS, Expected, compare, expected_sequences, measurements
 from vlrt_export.graph import Check, Graph
 from vlrt_export.image_checks import measure_pixels, noise_picture
+from vlrt_export.modules.llama import Llama
 from vlrt_export.parity import difference
 from vlrt_export.weight_layout import invert
 
@@ -90,6 +91,8 @@ def transformers_blip2(model: Blip2, config: Mapping[str, Any]) -> Any:
         for key, buffer in list(inside.named_buffers(recurse=False)):
             if buffer.is_meta and key == "position_ids":
                 inside.register_buffer(key, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
+            if buffer.is_meta and key == "inv_freq":
+                inside.register_buffer(key, inside.rope_init_fn(inside.config, "cpu")[0], persistent=False)
     lacking = [k for k, v in (*reference.named_parameters(), *reference.named_buffers()) if v.is_meta]
     if lacking:
         raise ValueError(f"the reference was given no `{lacking[0]}`")
@@ -110,6 +113,10 @@ def _expected_sequences(folder: Path, model: Blip2, reference: Any) -> dict[str,
     spec, pixels = _decode_spec(bundle), torch.from_numpy(_pixels(bundle))
     given, _, prompts = _prompts(bundle, model)
     known = len(spec.start_ids) if model.encoder else len(prompts[0])
+
+    if isinstance(model.decoder, Llama):
+        # Vicuna's configurations name other ids than its tokenizer, which the bundle goes by.
+        given |= {"eos_token_id": list(spec.end_ids), "pad_token_id": spec.pad_id}
 
     def run(**chosen: Any) -> Any:
         return reference.generate(pixel_values=pixels, **given, **chosen)
@@ -152,20 +159,16 @@ def _prompts(bundle: Bundle, model: Blip2) -> tuple[dict[str, Any], dict[str, Ar
     spec, answer = bundle.manifest.decode, bundle.manifest.answer
     if spec is None or answer is None:
         raise BundleError("the staged bundle answers nothing")
-    start = list(spec.start_ids)
-    if model.encoder is None:
-        # One question for all: behind the image transformers cannot pad without placing the padding in between.
-        asked = TextCodec.open(bundle).prompt_ids([model.ids.start], answer.template.replace("{}", _QUESTIONS[0]))
-        prompts = [[*start[:-1], *asked]] * len(_PICTURES)
-        return reference_ids(model, np.asarray([asked] * len(_PICTURES))), {}, prompts
-    arrays = PromptReader(bundle, TextCodec.open(bundle)).arrays(
-        [answer.template.replace("{}", question) for question in _QUESTIONS]
-    )
-    given = reference_ids(model, arrays[IDS])
+    # Behind the image transformers cannot pad without placing the padding in between: there all are asked the same.
+    questions = _QUESTIONS if model.encoder else _QUESTIONS[:1] * len(_PICTURES)
+    asked = [answer.template.replace("{}", question) for question in questions]
+    reader = PromptReader(bundle, TextCodec.open(bundle))
+    arrays, prompts = reader.arrays(asked), reader.prompts(spec.start_ids, asked)
+    given = reference_ids(model, arrays[IDS] if model.encoder else np.asarray(prompts)[:, len(spec.start_ids) - 1 :])
     if model.instructed:
         given["qformer_input_ids"] = torch.from_numpy(arrays[QUERY_IDS])
         given["qformer_attention_mask"] = (given["qformer_input_ids"] != model.ids.query_pad).long()
-    return given, arrays, [start] * len(_PICTURES)
+    return given, arrays, prompts
 
 
 def _measure_matching(folder: Path, reference: Any, limit: float) -> Iterator[Measurement]:

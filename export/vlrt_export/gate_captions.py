@@ -127,10 +127,8 @@ class _Speaker:
         prompt = list(self.spec.start_ids)
         if self.answer:
             asked = self.answer.template.replace("{}", question)
-            if self.reader.reads:
-                arrays |= self.reader.arrays([asked])
-            else:
-                prompt = self.codec.prompt_ids(prompt, asked)
+            arrays |= self.reader.arrays([asked])
+            (prompt,) = self.reader.prompts(prompt, [asked])
         return self.sessions.run_chain(self.spec.chain, arrays), prompt
 
     def say(self, initial: Mapping[str, Array], prompt: list[int]) -> str:

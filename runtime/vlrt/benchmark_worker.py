@@ -38,12 +38,9 @@ class Decoding:
         return list(map(int, generate(task.step_model, initial, options, prompts=prompts)[0][0].tokens))
 
     def _read(self, arrays: dict[str, Any], rows: int) -> tuple[dict[str, Any], list[list[int]]]:
-        task, start = self.task, list(self.task.spec.start_ids)
-        text = self._text()
-        given = {task.image_spec.input: arrays["pixels"]}
-        if task.prompt_reader.reads:
-            return {**given, **task.prompt_reader.arrays([text] * rows)}, [start] * rows
-        return given, [task.codec.prompt_ids(start, text)] * rows
+        task, texts = self.task, [self._text()] * rows
+        given = {task.image_spec.input: arrays["pixels"], **task.prompt_reader.arrays(texts)}
+        return given, task.prompt_reader.prompts(task.spec.start_ids, texts)
 
     def _text(self) -> str:
         described = self.task.bundle.manifest.answer

@@ -65,7 +65,7 @@ SCHEMA = 1
 class Manifest:
     """Everything the runtime needs to know of a bundle; see the fields' types.
 
-    `instruction` is how a second text encoder of the decode section's chain reads the same question as `text`.
+    `instruction` is how a text encoder of the decode section's chain reads the question that `text` reads too.
     """
 
     schema: int
@@ -130,8 +130,10 @@ class Manifest:
         step.input(spec.token)
         _check_last_axis(step.output(spec.logits), spec.vocabulary, "a vocabulary of")
         known = {self.image.input} if self.image else set()
-        if self.answer and self.answer.question == "encoder":
-            known |= {spec.input for spec in (self.text, self.instruction) if spec}
+        if self.answer and self.answer.question == "encoder" and self.text:
+            known.add(self.text.input)
+        if self.answer and self.instruction:
+            known.add(self.instruction.input)
         if self.image_tokens and self.image_tokens.text == "encoder" and self.text:
             known.add(self.text.input)
         produced = self._check_chain(spec.chain, known)

@@ -324,8 +324,8 @@ class AnswerSpec:
 
     Args:
         question: ``encoder``: its ids, start and end included, are an input of the decode section's chain, named as the
-            text section says (and the instruction section, where there is one); ``prompt``: it is the beginning of
-            what the decoder continues.
+            text section says; ``prompt``: it is the beginning of what the decoder continues. An instruction section
+            beside names a further input of the chain that takes the same question.
         template: what is written around a question; ``{}`` stands for it.
     """
 

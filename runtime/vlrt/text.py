@@ -117,7 +117,7 @@ class TextCodec:
 
 
 class PromptReader:
-    """Prompts and questions as inputs of a bundle's decoding chain, for models that read them before they decode.
+    """Prompts and questions as inputs of a bundle's decoding chain, and as what its decoder continues.
 
     Args:
         codec: that of the bundle's text section.
@@ -125,15 +125,17 @@ class PromptReader:
 
     def __init__(self, bundle: Bundle, codec: TextCodec) -> None:
         described = bundle.manifest
-        self._codecs: list[TextCodec] = []
-        if described.answer and described.answer.question == "encoder":
-            more = [TextCodec.open(bundle, described.instruction)] if described.instruction else []
-            self._codecs = [codec, *more]
+        self._codec = codec
+        self._continued = not (described.answer and described.answer.question == "encoder")
+        self._codecs = [] if self._continued else [codec]
+        if described.instruction:
+            self._codecs.append(TextCodec.open(bundle, described.instruction))
 
-    @property
-    def reads(self) -> bool:
-        """Whether the chain takes prompts; else they are what the decoder continues."""
-        return bool(self._codecs)
+    def prompts(self, start: Sequence[int], prompts: Sequence[str]) -> list[list[int]]:
+        """What the decoder continues: its start ids, and the prompts behind them unless the chain alone reads them."""
+        if self._continued:
+            return [self._codec.prompt_ids(start, prompt) for prompt in prompts]
+        return [list(start)] * len(prompts)
 
     def arrays(self, prompts: Sequence[str]) -> dict[str, NDArray[np.int64]]:
         """Ids by the chain's inputs, int64 [N, L] each; empty where it takes none."""

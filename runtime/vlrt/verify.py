@@ -158,9 +158,9 @@ def _painted(bundle: Bundle, options: EngineOptions) -> dict[str, Any]:
 
 
 def _question(bundle: Bundle) -> dict[str, Array]:
-    """The inputs of a chain that also reads a question."""
+    """The inputs of a chain that also reads a question; none where it does not."""
     answer = bundle.manifest.answer
-    if answer is None or answer.question != "encoder":
+    if answer is None:
         return {}
     asked = answer.template.replace("{}", QUESTION)
     return {**PromptReader(bundle, TextCodec.open(bundle)).arrays([asked])}

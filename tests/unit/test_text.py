@@ -59,12 +59,16 @@ def test_prompts_for_every_encoder_of_the_chain(codec: TextCodec, tiny_bundle_fo
     second = replace(codec.spec, input="query_ids", start_id=None)
     asked = replace(bundle.manifest, answer=AnswerSpec("encoder"), instruction=second)
     reader = PromptReader(SimpleNamespace(manifest=asked, file=bundle.file, name="tiny"), codec)  # type: ignore[arg-type]
-    assert reader.reads
     found = {name: ids.tolist() for name, ids in reader.arrays(["the dog", ""]).items()}
     assert found == {codec.spec.input: [[1, THE, DOG, 2], [1, 2, 0, 0]], "query_ids": [[THE, DOG, 2], [2, 0, 0]]}
+    assert reader.prompts([9], ["the dog", ""]) == [[9], [9]]
+    asked = replace(asked, answer=AnswerSpec("prompt"))
+    both = PromptReader(SimpleNamespace(manifest=asked, file=bundle.file, name="tiny"), codec)  # type: ignore[arg-type]
+    assert list(both.arrays(["the dog"])) == ["query_ids"]
+    assert both.prompts([9], ["the dog", ""]) == [[9, THE, DOG], [9]]
     continued = PromptReader(bundle, codec)
-    assert not continued.reads
     assert continued.arrays(["the dog"]) == {}
+    assert continued.prompts([9], ["the dog", ""]) == [[9, THE, DOG], [9]]
 
 
 def test_what_is_too_long_is_cut_and_the_end_kept(codec: TextCodec) -> None:

@@ -166,14 +166,11 @@ class Answerer(ImageDecoder):
         return [Answer(a[0].text, a[0].score, a[0].tokens, tuple(a[1:]), timings) for a in ranked]
 
     def _read(self, questions: Sequence[str]) -> tuple[dict[str, Array], list[list[int]]]:
-        """The questions as an input of the chain, or as what the decoder continues."""
+        """The questions as inputs of the chain, and as what the decoder continues."""
         if not all(question.strip() for question in questions):
             raise UsageError("an empty question has no answer", 'vlrt run answer photo.jpg "what is this?"')
         asked = [self.answer_spec.template.replace("{}", question) for question in questions]
-        start = list(self.spec.start_ids)
-        if self.prompt_reader.reads:
-            return {**self.prompt_reader.arrays(asked)}, [start] * len(asked)
-        return {}, [self.codec.prompt_ids(start, text) for text in asked]
+        return {**self.prompt_reader.arrays(asked)}, self.prompt_reader.prompts(self.spec.start_ids, asked)
 
     def _answer(self, hypothesis: Hypothesis) -> Answer:
         ids = tuple(int(i) for i in hypothesis.tokens)

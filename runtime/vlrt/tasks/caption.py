@@ -103,13 +103,11 @@ class Captioner(ImageDecoder):
         return [self._best(hypotheses, begun, timings) for hypotheses, begun in zip(found, prompts)]
 
     def _read(self, given: str | Sequence[str], photographs: int) -> tuple[dict[str, Array], list[list[int]]]:
-        """The prompts as inputs of the chain, or as what the decoder continues."""
+        """The prompts as inputs of the chain, and as what the decoder continues."""
         texts = [given] * photographs if isinstance(given, str) else list(given)
         if len(texts) != photographs:
             raise UsageError(f"there are {len(texts)} prompts for {photographs} photographs", "give one for each")
-        if self.prompt_reader.reads:
-            return {**self.prompt_reader.arrays(texts)}, [list(self.spec.start_ids)] * photographs
-        return {}, [self.codec.prompt_ids(self.spec.start_ids, text) for text in texts]
+        return {**self.prompt_reader.arrays(texts)}, self.prompt_reader.prompts(self.spec.start_ids, texts)
 
     def _best(self, hypotheses: Sequence[Hypothesis], prompt: Sequence[int], timings: dict[str, float]) -> Caption:
         if not hypotheses:
