@@ -15,6 +15,7 @@ _SIDE_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.json",

@@ -1,4 +1,4 @@
-"""SentencePiece's Unigram models, as T5's ``spiece.model``, as one ``tokenizer.json``; read without its library.
+"""SentencePiece's files without its library, and its Unigram models, as T5's ``spiece.model``, as ``tokenizer.json``.
 
 Field numbers are those of sentencepiece_model.proto (https://github.com/google/sentencepiece).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -22,9 +23,35 @@ _SCORE_TAG = b"\x15"
 """Field 2 of a piece, a float of four bytes."""
 _MODEL_TYPE, _UNKNOWN_ID = 3, 40
 _CHARACTER_MAP = 2
-_UNIGRAM = 1
-_CONTROL, _USER_DEFINED = 3, 4
-_SPACE = "▁"
+UNIGRAM, PAIRS = 1, 2
+CONTROL, USER_DEFINED = 3, 4
+SPACE = "▁"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text, its log-probability (or minus its rank, of pairs), and what it is for, e.g. `CONTROL`."""
+
+    text: str
+    score: float
+    kind: int
+
+
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """What a file holds.
+
+    Args:
+        pieces: by id.
+        kind: `UNIGRAM`, `PAIRS` or another number.
+        unknown: id of what stands for anything that no piece is.
+        characters: a precompiled map of characters; empty: none are replaced.
+    """
+
+    pieces: tuple[Piece, ...]
+    kind: int
+    unknown: int
+    characters: bytes
 
 
 def read_unigram(path: Path, extra_ids: int = 100) -> Tokenizer:
@@ -38,26 +65,35 @@ def read_unigram(path: Path, extra_ids: int = 100) -> Tokenizer:
 
     Source: reproduces the fast tokenizer that transformers makes of its slow `T5Tokenizer`, without the end it adds.
     """
+    model = read_model(path)
+    if not model.pieces or model.kind != UNIGRAM:
+        raise VlrtError(f"`{path.name}` is not a Unigram model of SentencePiece", "give T5's own spiece.model")
+    made = unigram([(piece.text, piece.score) for piece in model.pieces], model.unknown, model.characters, extra_ids)
+    special = [piece.text for piece in model.pieces if piece.kind == CONTROL]
+    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    user = [piece.text for piece in model.pieces if piece.kind == USER_DEFINED]
+    made.add_tokens([AddedToken(text, special=False, normalized=False) for text in user])
+    return made
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """Pieces and settings of a SentencePiece file.
+
+    Raises:
+        VlrtError: the file cannot be read, or is another.
+    """
     try:
         with open(path, "rb", buffering=0) as stream:
             data = Reader(stream.fileno())
             parts = list(messages(data, 0, os.fstat(stream.fileno()).st_size))
-            pieces = [_piece(data, first, last) for number, first, last in parts if number == _PIECES]
+            pieces = tuple(_piece(data, first, last) for number, first, last in parts if number == _PIECES)
             trainer = [numbers(data, first, last) for number, first, last in parts if number == _TRAINER]
             rules = [(first, last) for number, first, last in parts if number == _NORMALIZER]
             characters = b"".join(_character_maps(data, rules))
     except (OSError, ValueError) as error:
         raise VlrtError(f"`{path.name}` is not a SentencePiece model: {error}", "download it again") from None
-    kind = trainer[0].get(_MODEL_TYPE, _UNIGRAM) if trainer else _UNIGRAM
-    if not pieces or kind != _UNIGRAM:
-        raise VlrtError(f"`{path.name}` is not a Unigram model of SentencePiece", "give T5's own spiece.model")
-    unknown = trainer[0].get(_UNKNOWN_ID, 0) if trainer else 0
-    made = unigram([(text, score) for text, score, _ in pieces], unknown, characters, extra_ids)
-    special = [text for text, _, sort in pieces if sort == _CONTROL]
-    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
-    user = [text for text, _, sort in pieces if sort == _USER_DEFINED]
-    made.add_tokens([AddedToken(text, special=False, normalized=False) for text in user])
-    return made
+    settings = trainer[0] if trainer else {}
+    return SentencePieceModel(pieces, settings.get(_MODEL_TYPE, UNIGRAM), settings.get(_UNKNOWN_ID, 0), characters)
 
 
 def unigram(pieces: list[tuple[str, float]], unknown: int, characters: bytes = b"", extra_ids: int = 0) -> Tokenizer:
@@ -73,23 +109,22 @@ def unigram(pieces: list[tuple[str, float]], unknown: int, characters: bytes = b
         rules = [normalizers.Precompiled(characters)] if characters else []
     except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
         raise VlrtError(f"the pieces of the tokenizer do not fit: {error}", "download it again") from None
-    spaces = [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), _SPACE)]
+    spaces = [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), SPACE)]
     tokenizer.normalizer = normalizers.Sequence([*rules, *spaces])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="always")
-    tokenizer.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme="always")
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement=SPACE, prepend_scheme="always")
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in extra])
     return tokenizer
 
 
-def _piece(data: Reader, first: int, last: int) -> tuple[str, float, int]:
-    """Text, score and type of a piece."""
+def _piece(data: Reader, first: int, last: int) -> Piece:
     text, score, position = "", 0.0, first
     for number, start, end in messages(data, first, last):
         if number == _PIECE:
             text, position = data.bytes(start, end).decode("utf-8"), end
     if data.bytes(position, position + 1) == _SCORE_TAG:
         (score,) = struct.unpack("<f", data.bytes(position + 1, position + 5))
-    return text, score, numbers(data, first, last).get(_TYPE, 1)
+    return Piece(text, score, numbers(data, first, last).get(_TYPE, 1))
 
 
 def _character_maps(data: Reader, spans: list[tuple[int, int]]) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as one ``tokenizer.json``: WordPiece of BERT, byte-level pairs of GPT-2 and RoBERTa."""
+"""A checkpoint's tokenizer as one ``tokenizer.json``: WordPiece of BERT, pairs of GPT-2, RoBERTa and LLaMA."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from vlrt.errors import VlrtError
+from vlrt_export import sentencepiece_pairs
 from vlrt_export.checkpoints import Checkpoint, read_json
 
 FILE = "tokenizer.json"
-_HINT = "give `--tokenizer` with tokenizer.json, or a folder that holds it, vocab.txt, or vocab.json and merges.txt"
+_HINT = (
+    "give `--tokenizer` with tokenizer.json, or a folder that holds it, vocab.txt, tokenizer.model, or vocab.json and "
+    "merges.txt"
+)
 
 
 def find_tokenizer(checkpoint: Checkpoint | None, given: str | None, vocabulary: int) -> Tokenizer:
@@ -74,6 +78,8 @@ def _open(checkpoint: Checkpoint | None, given: str | None) -> Tokenizer:
         return _from_vocab(path / "vocab.txt", config)
     if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
         return _from_pairs(path, config)
+    if (path / sentencepiece_pairs.FILE).is_file():
+        return sentencepiece_pairs.read_pairs(path / sentencepiece_pairs.FILE, config.get("legacy") is not False)
     raise VlrtError(f"`{path.name}` holds no tokenizer", _HINT)
 
 
