@@ -60,7 +60,7 @@ def replace_weights(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
         if tensor.name not in weights:
             # Shapes, tables of indices, and scales of attention; whatever is larger would be weights not replaced.
             small = np.prod(tensor.dims) <= 4 or tensor.data_type == onnx.TensorProto.INT64
-            assert small, f"`{tensor.name}` {tensor.dims} is no parameter of {graph.role}"
+            assert small or _is_buffer(tensor, graph), f"`{tensor.name}` {tensor.dims} is no parameter of {graph.role}"
             continue
         value = weights[tensor.name].numpy()
         assert list(value.shape) == list(tensor.dims)
@@ -68,3 +68,9 @@ def replace_weights(model: onnx.ModelProto, graph: Graph) -> onnx.ModelProto:
         replaced += 1
     assert replaced, f"{graph.role} has no weights by name"
     return model
+
+
+def _is_buffer(tensor: onnx.TensorProto, graph: Graph) -> bool:
+    """Whether it is a table that the module computes from its sizes, whatever its weights are."""
+    value = numpy_helper.to_array(tensor)
+    return any(np.array_equal(value, buffer.numpy()) for buffer in graph.module.buffers())

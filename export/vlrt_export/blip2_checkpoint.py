@@ -13,17 +13,20 @@ from vlrt.errors import UsageError, VlrtError
 from vlrt_export import weight_layout
 from vlrt_export.blip2_layout import (
     HEAD,
+    LLAMA_WORDS,
     OPT_WORDS,
     T5_WORDS,
     image_layout,
+    llama_layout,
     opt_layout,
     qformer_layout,
     t5_decoder_layout,
     t5_encoder_layout,
 )
-from vlrt_export.blip2_sizes import Blip2Ids, Blip2Sizes, read_config
+from vlrt_export.blip2_sizes import Blip2Ids, Blip2Sizes, LanguageSizes, read_config
 from vlrt_export.checkpoints import Checkpoint
 from vlrt_export.modules.dense import Dense
+from vlrt_export.modules.llama import Llama, LlamaSizes
 from vlrt_export.modules.opt import Opt, OptSizes
 from vlrt_export.modules.qformer import QFormer
 from vlrt_export.modules.t5 import T5Decoder, T5Encoder, T5Sizes
@@ -32,9 +35,13 @@ from vlrt_export.weight_layout import Layout, linear
 
 GENERATION, RETRIEVAL = "generation", "retrieval"
 KINDS = (GENERATION, RETRIEVAL)
-_IGNORED = r"position_ids$|^temp$|(encoder|decoder)\.embed_tokens\.weight$|^language_model\.lm_head\.weight$"
+_IGNORED = (
+    r"position_ids$|^temp$|\.rotary_emb\.inv_freq$|(encoder|decoder)\.embed_tokens\.weight$"
+    r"|^language_model\.lm_head\.weight$"
+)
 _RETRIEVAL_HEADS = ("vision_projection", "text_projection", "itm_head")
 _PROJECTION = "language_projection"
+_WORDS = {OptSizes: OPT_WORDS, LlamaSizes: LLAMA_WORDS, T5Sizes: T5_WORDS}
 
 Module = TypeVar("Module", bound=nn.Module)
 Read = Callable[[Callable[[], Module], Layout], Module]
@@ -58,7 +65,7 @@ class Blip2:
     vision: Vit
     qformer: QFormer
     heads: nn.ModuleDict
-    decoder: Opt | T5Decoder | None = None
+    decoder: Opt | Llama | T5Decoder | None = None
     encoder: T5Encoder | None = None
     layouts: Mapping[nn.Module, Layout] = field(default_factory=dict)
 
@@ -101,7 +108,7 @@ def random_blip2(config: Mapping[str, Any], kind: str, seed: int) -> Blip2:
     def make(build: Callable[[], Module], layout: Layout) -> Module:
         return build().eval().requires_grad_(False)
 
-    tied = isinstance(sizes.language, OptSizes) or (sizes.language is not None and sizes.language.scaled_head)
+    tied = isinstance(sizes.language, OptSizes) or (isinstance(sizes.language, T5Sizes) and sizes.language.scaled_head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _assemble(sizes, ids, instructed, tied, make)
@@ -121,10 +128,12 @@ def _assemble(sizes: Blip2Sizes, ids: Blip2Ids, instructed: bool, tied: bool, re
     names = _RETRIEVAL_HEADS if language is None else (_PROJECTION,)
     head_layout = {key: value for name in names for key, value in linear(name, name).items()}
     heads = part(lambda: _heads(sizes), head_layout)
-    decoder: Opt | T5Decoder | None = None
+    decoder: Opt | Llama | T5Decoder | None = None
     encoder = None
     if isinstance(language, OptSizes):
         decoder = part(lambda: Opt(language, tied), opt_layout(language, tied))
+    elif isinstance(language, LlamaSizes):
+        decoder = part(lambda: Llama(language, tied), llama_layout(language, tied))
     elif isinstance(language, T5Sizes):
         decoder = part(lambda: T5Decoder(language, tied), t5_decoder_layout(language, tied))
         encoder = part(lambda: T5Encoder(language, ids.pad), t5_encoder_layout(language))
@@ -140,8 +149,8 @@ def _heads(sizes: Blip2Sizes) -> nn.ModuleDict:
     return nn.ModuleDict({name: Dense(width, out) for name, out in zip(_RETRIEVAL_HEADS, outputs)})
 
 
-def _is_tied(tensors: Mapping[str, Tensor], language: OptSizes | T5Sizes | None) -> bool:
-    words = T5_WORDS if isinstance(language, T5Sizes) else OPT_WORDS
+def _is_tied(tensors: Mapping[str, Tensor], language: LanguageSizes | None) -> bool:
+    words = _WORDS.get(type(language), OPT_WORDS)
     if HEAD not in tensors or words not in tensors:
         return True
     matrix, embedding = tensors[HEAD], tensors[words]

@@ -13,6 +13,7 @@ from vlrt_export import kv_graphs
 from vlrt_export.blip2_checkpoint import Blip2, check_part
 from vlrt_export.graph import Graph
 from vlrt_export.kv_graphs import MASK, MEMORY, STEP, Memory, Prefix
+from vlrt_export.modules.llama import Llama
 from vlrt_export.modules.opt import Opt
 from vlrt_export.modules.qformer import (
     InstructedProjection,
@@ -43,7 +44,7 @@ def graphs(model: Blip2, tolerance: float) -> list[Graph]:
         found.append(prompt_graph(model, check_part(model.encoder, "encoder"), tolerance))
         found.append(kv_graphs.memory_graph(model.decoder, memory, tolerance))
         found.append(kv_graphs.step_graph(model.decoder, memory, tolerance))
-    elif isinstance(model.decoder, Opt):
+    elif isinstance(model.decoder, (Opt, Llama)):
         found.append(kv_graphs.step_graph(model.decoder, None, tolerance, image_prefix(model)))
     return found
 
@@ -96,7 +97,7 @@ def retrieval_graphs(model: Blip2, tolerance: float) -> list[Graph]:
 
 
 def image_prefix(model: Blip2) -> Prefix:
-    """What stands before OPT's words."""
+    """What stands before the words of OPT or LLaMA."""
     return Prefix(SEEN, model.sizes.qformer.queries, check_part(model.decoder, "decoder").sizes.width)
 
 
@@ -106,11 +107,11 @@ def decoder_memory(model: Blip2) -> Memory:
 
 
 def decode_spec(model: Blip2, defaults: Mapping[str, object]) -> DecodeSpec | None:
-    """The decode section; OPT's sequences begin with places for the image."""
+    """The decode section; sequences of OPT and LLaMA begin with places for the image."""
     decoder, ids, sizes = model.decoder, model.ids, model.sizes
     if decoder is None:
         return None
-    behind_prefix = isinstance(decoder, Opt)
+    behind_prefix = isinstance(decoder, (Opt, Llama))
     places = (ids.image,) * sizes.qformer.queries if behind_prefix else ()
     prefix, memory = (image_prefix(model), None) if behind_prefix else (None, decoder_memory(model))
     return DecodeSpec(
@@ -131,7 +132,7 @@ def answer_spec(model: Blip2) -> AnswerSpec | None:
     if model.decoder is None:
         return None
     template = "{}" if model.instructed else TEMPLATE
-    return AnswerSpec("prompt" if isinstance(model.decoder, Opt) else "encoder", template)
+    return AnswerSpec("encoder" if model.encoder else "prompt", template)
 
 
 def vocabulary(model: Blip2) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlrt_export.blip_checkpoint import vision_layout
+from vlrt_export.modules.llama import LlamaSizes
 from vlrt_export.modules.opt import OptSizes
 from vlrt_export.modules.qformer import QFormerSizes
 from vlrt_export.modules.t5 import T5Sizes
@@ -12,6 +13,7 @@ from vlrt_export.weight_layout import Layout, Part, linear, same
 
 LANGUAGE = "language_model."
 OPT_WORDS, T5_WORDS = f"{LANGUAGE}model.decoder.embed_tokens.weight", f"{LANGUAGE}shared.weight"
+LLAMA_WORDS = f"{LANGUAGE}model.embed_tokens.weight"
 HEAD = f"{LANGUAGE}lm_head.weight"
 
 
@@ -74,6 +76,23 @@ def opt_layout(sizes: OptSizes, tied: bool) -> Layout:
         found |= same(f"{ours}.norm2", f"{theirs}.final_layer_norm")
         for layer in ("fc1", "fc2"):
             found |= linear(f"{ours}.{layer}", f"{theirs}.{layer}", optional_bias=True)
+    return found
+
+
+def llama_layout(sizes: LlamaSizes, tied: bool) -> Layout:
+    """A `LlamaForCausalLM` within the model."""
+    prefix = f"{LANGUAGE}model."
+    found: Layout = {"words.weight": Part((LLAMA_WORDS,)), "head.weight": Part((LLAMA_WORDS if tied else HEAD,))}
+    found |= same("norm", f"{prefix}norm", bias=False)
+    for number in range(sizes.layers):
+        ours, theirs = f"layers.{number}", f"{prefix}layers.{number}"
+        three = (f"{theirs}.self_attn.{kind}_proj" for kind in "qkv")
+        found |= linear(f"{ours}.qkv", *three, bias=False)
+        found |= linear(f"{ours}.output", f"{theirs}.self_attn.o_proj", bias=False)
+        found |= same(f"{ours}.norm1", f"{theirs}.input_layernorm", bias=False)
+        found |= same(f"{ours}.norm2", f"{theirs}.post_attention_layernorm", bias=False)
+        found |= linear(f"{ours}.gate_up", f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj", bias=False)
+        found |= linear(f"{ours}.down", f"{theirs}.mlp.down_proj", bias=False)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -14,9 +14,11 @@ from vlrt_export import blip2_graphs, clip_image
 from vlrt_export.blip2_checkpoint import GENERATION, Blip2, load_blip2, random_blip2
 from vlrt_export.blip2_graphs import IDS, QUERY_IDS
 from vlrt_export.blip2_reference import reference_checks
+from vlrt_export.blip2_sizes import Blip2Ids
 from vlrt_export.checkpoints import Checkpoint, open_checkpoint
 from vlrt_export.generation import decode_defaults
 from vlrt_export.graph import Plan
+from vlrt_export.modules.llama import Llama
 from vlrt_export.request import Request
 from vlrt_export.text_files import FILE, find_tokenizer, stand_in, start_and_end
 
@@ -56,7 +58,7 @@ def plan(request: Request, family: str, instructed: bool) -> Plan:
     if model.instructed != instructed:
         what = f"the checkpoint is {'an' if model.instructed else 'no'} InstructBLIP"
         raise VlrtError(what, f"`vlrt export {'instructblip' if model.instructed else 'blip2'} --source …`")
-    texts = _texts(request, checkpoint, model)
+    model, texts = _texts(request, checkpoint, model)
     pixels = _image_spec(checkpoint, model)
     graphs = blip2_graphs.graphs(model, request.tolerance("graph", 1e-4))
     return Plan(
@@ -78,25 +80,47 @@ def plan(request: Request, family: str, instructed: bool) -> Plan:
     )
 
 
-def _texts(request: Request, checkpoint: Checkpoint | None, model: Blip2) -> _Texts:
+def _texts(request: Request, checkpoint: Checkpoint | None, model: Blip2) -> tuple[Blip2, _Texts]:
+    """The sections of the texts, and the model with the ids that its tokenizer tells better."""
     given, ids = request.option("tokenizer"), model.ids
     if model.retrieval:
         tokenizer = _query_tokenizer(checkpoint, given, model)
-        return _Texts(_query_text(model, tokenizer, FILE, IDS), {FILE: _json(tokenizer)})
+        return model, _Texts(_query_text(model, tokenizer, FILE, IDS), {FILE: _json(tokenizer)})
     vocabulary = blip2_graphs.vocabulary(model)
     if checkpoint is None and given is None:
         special = {ids.pad: "<pad>", ids.image: "<image>", ids.start: "<s>", ids.ends[0]: "</s>"}
         tokenizer = stand_in(vocabulary, special)
     else:
         tokenizer = find_tokenizer(checkpoint, given, vocabulary)
+    if checkpoint and isinstance(model.decoder, Llama):
+        ids = ids_of_tokenizer(ids, tokenizer, checkpoint.json("tokenizer_config.json"))
+        model = replace(model, ids=ids)
     end = ids.ends[0] if model.encoder else None
     text = TextSpec(FILE, model.sizes.positions, vocabulary, ids.pad, None, end, input=IDS)
     if not model.instructed:
-        return _Texts(text, {FILE: _json(tokenizer)})
+        return model, _Texts(text, {FILE: _json(tokenizer)})
     folder = checkpoint.folder / QUERY_FOLDER if checkpoint and checkpoint.folder else None
     query = _query_tokenizer(None, str(folder) if folder else None, model)
     files = {FILE: _json(tokenizer), QUERY_FILE: _json(query)}
-    return _Texts(text, files, _query_text(model, query, QUERY_FILE, QUERY_IDS))
+    return model, _Texts(text, files, _query_text(model, query, QUERY_FILE, QUERY_IDS))
+
+
+def ids_of_tokenizer(ids: Blip2Ids, tokenizer: Tokenizer, config: Mapping[str, Any]) -> Blip2Ids:
+    """Start, end and padding as a LLaMA's ``tokenizer_config.json`` names them, where it does.
+
+    InstructBLIP's Vicuna was trained with ``</s>`` at the start and ``[PAD]`` (LAVIS ``Blip2VicunaInstruct``), and the
+    configuration of the first converted LLaMA has ids of no tokenizer (0, 1 and -1). What ends a sentence there still
+    does beside the tokenizer's own end.
+    """
+
+    def known(name: str, otherwise: int) -> int:
+        token = config.get(name)
+        found = tokenizer.token_to_id(str(token.get("content") if isinstance(token, Mapping) else token))
+        return otherwise if found is None else int(found)
+
+    ends = dict.fromkeys((known("eos_token", ids.ends[0]), *ids.ends))
+    start, pad = known("bos_token", ids.start), known("pad_token", ids.pad)
+    return replace(ids, start=start, ends=tuple(ends), pad=pad)
 
 
 def _query_tokenizer(checkpoint: Checkpoint | None, given: str | None, model: Blip2) -> Tokenizer:

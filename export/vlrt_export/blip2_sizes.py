@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlrt.errors import VlrtError
+from vlrt_export.modules.llama import LlamaSizes
 from vlrt_export.modules.opt import OptSizes
 from vlrt_export.modules.qformer import QFormerSizes
 from vlrt_export.modules.t5 import T5_DEFAULTS, T5Sizes
@@ -14,6 +15,8 @@ from vlrt_export.modules.vit import VitSizes
 
 FAMILIES = {"blip-2": False, "instructblip": True}
 """`model_type` of the configuration -> whether the Q-Former reads the instruction."""
+
+LanguageSizes = OptSizes | LlamaSizes | T5Sizes
 
 _T5_POSITIONS = 512
 """Longest answer: distances have no end of their own, so this is what T5 was trained with."""
@@ -48,7 +51,7 @@ class Blip2Sizes:
 
     vision: VitSizes
     qformer: QFormerSizes
-    language: OptSizes | T5Sizes | None
+    language: LanguageSizes | None
     positions: int
     shared: int = 256
 
@@ -106,23 +109,26 @@ def _qformer(config: Mapping[str, Any], memory_width: int, whole: Mapping[str, A
     )
 
 
-def _language(
-    given: Mapping[str, Any], whole: Mapping[str, Any], queries: int
-) -> tuple[OptSizes | T5Sizes, Blip2Ids, int]:
+def _language(given: Mapping[str, Any], whole: Mapping[str, Any], queries: int) -> tuple[LanguageSizes, Blip2Ids, int]:
     kind = given.get("model_type", "opt")
     if kind == "opt":
         text = _OPT | dict(given)
         return _opt(text), _ids(text, whole, text["bos_token_id"]), text["max_position_embeddings"]
+    if kind == "llama":
+        text = _LLAMA | dict(given)
+        return _llama(text), _ids(text, whole, text["bos_token_id"]), text["max_position_embeddings"]
     if kind == "t5":
         text = _T5 | dict(given)
         start = text.get("decoder_start_token_id")
         return _t5(text), _ids(text, whole, text["pad_token_id"] if start is None else start), _T5_POSITIONS
     what = f"the language model is `{kind}`, which this exporter has no decoder for"
-    raise VlrtError(what, "choose a checkpoint with OPT or Flan-T5")
+    raise VlrtError(what, "choose a checkpoint with OPT, LLaMA (Vicuna) or Flan-T5")
 
 
 def _ids(text: Mapping[str, Any], whole: Mapping[str, Any], start: int) -> Blip2Ids:
     ends, pad, image = text["eos_token_id"], text["pad_token_id"], whole.get("image_token_index")
+    if not isinstance(pad, int) or not 0 <= pad < text["vocab_size"]:
+        pad = _UNKNOWN  # LLaMA's configurations have none, or -1
     if not isinstance(image, int) or not 0 <= image < text["vocab_size"]:
         image = pad
     query_pad = (_QFORMER | dict(whole.get("qformer_config") or {}))["pad_token_id"]
@@ -144,6 +150,27 @@ def _opt(text: Mapping[str, Any]) -> OptSizes:
         activation=text["activation_function"],
         norm_first=text["do_layer_norm_before"],
         final_norm=text["do_layer_norm_before"] and not text["_remove_final_layer_norm"],
+    )
+
+
+def _llama(text: Mapping[str, Any]) -> LlamaSizes:
+    heads, width = text["num_attention_heads"], text["hidden_size"]
+    for name, usual in (("num_key_value_heads", heads), ("head_dim", width // heads), ("rope_scaling", None)):
+        if text[name] not in (None, usual):
+            raise ValueError(f"`{name}` is {text[name]}, served is {usual}")
+    for name in ("attention_bias", "mlp_bias"):
+        if text[name]:
+            raise ValueError(f"`{name}` is set, served are LLaMAs without")
+    return LlamaSizes(
+        text["vocab_size"],
+        text["max_position_embeddings"],
+        width,
+        text["num_hidden_layers"],
+        heads,
+        text["intermediate_size"],
+        activation=text["hidden_act"],
+        epsilon=text["rms_norm_eps"],
+        theta=text["rope_theta"],
     )
 
 
@@ -215,6 +242,26 @@ _OPT: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
+_LLAMA: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+_UNKNOWN = 0
 _T5: dict[str, Any] = T5_DEFAULTS | {
     "tie_word_embeddings": True,
     "pad_token_id": 0,

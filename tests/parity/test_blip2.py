@@ -31,7 +31,7 @@ from vlrt_export.generate_reference import compare, expected_sequences
 from vlrt_export.request import Request
 from vlrt_export.text_files import stand_in
 
-SEEDS = range(6)
+SEEDS = {"opt": 6, "instruct": 6, "vicuna": 3}
 VOCABULARY, QUERY_VOCABULARY, QUERIES, SIDE, IMAGE = 110, 90, 5, 28, 7
 PAD, END, START = 0, 1, 3
 VISION = {"hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 14}
@@ -42,13 +42,17 @@ OPT |= {"num_hidden_layers": 2, "max_position_embeddings": 90, "pad_token_id": P
 T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 40, "num_heads": 3, "num_layers": 2, "pad_token_id": PAD}
 T5 |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": PAD}
 T5 |= {"bos_token_id": END}
-LANGUAGES: dict[str, dict[str, Any]] = {"opt": OPT, "t5": T5, "instruct": T5}
-FAMILIES = {"opt": blip2, "t5": blip2, "instruct": instructblip}
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 44, "num_attention_heads": 2}
+LLAMA |= {"num_hidden_layers": 2, "max_position_embeddings": 90, "bos_token_id": START}
+LANGUAGES: dict[str, dict[str, Any]] = {"opt": OPT, "t5": T5, "instruct": T5, "vicuna": LLAMA}
+FAMILIES = {"opt": blip2, "t5": blip2, "instruct": instructblip, "vicuna": instructblip}
+CONTINUED, INSTRUCTED = ("opt", "vicuna"), ("instruct", "vicuna")
+"""Where the question is what the decoder continues; where the Q-Former reads it."""
 
 
 def reference(kind: str, seed: int) -> Any:
     """A model whose every weight is wide, so that the image matters to it; its queries are zero as initialised."""
-    name = "InstructBlip" if kind == "instruct" else "Blip2"
+    name = "InstructBlip" if kind in INSTRUCTED else "Blip2"
     text = LANGUAGES[kind] | {"vocab_size": VOCABULARY, "eos_token_id": END}
     config = getattr(transformers, f"{name}Config")(
         vision_config=VISION | {"num_hidden_layers": 1},
@@ -92,14 +96,14 @@ class Exported:
     models: list[tuple[Any, Any]]
 
 
-@pytest.fixture(scope="module", params=["opt", "instruct"])
+@pytest.fixture(scope="module", params=["opt", "instruct", "vicuna"])
 def exported(
     request: pytest.FixtureRequest, reweighed: ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     kind, models = request.param, []
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    for seed in SEEDS:
+    for seed in range(SEEDS[kind]):
         model, target = reference(kind, seed), tmp_path_factory.mktemp(f"{kind}{seed}")
         planned = plan(kind, save(model, target))
         if seed == 0:
@@ -138,10 +142,12 @@ def ask(seed: int, lengths: list[int]) -> Asked:
 
 def ours(kind: str, graphs: Any, asked: Asked, options: dict[str, Any]) -> Any:
     arrays, prompts = {"pixels": asked.pixels.numpy()}, None
-    if kind == "opt":
+    if kind in CONTINUED:
         prompts = [[IMAGE] * QUERIES + [token for token in row if token != PAD] for row in asked.ids.tolist()]
     else:
-        arrays |= {"input_ids": asked.ids.numpy(), "query_ids": asked.query_ids.numpy()}
+        arrays["input_ids"] = asked.ids.numpy()
+    if kind in INSTRUCTED:
+        arrays["query_ids"] = asked.query_ids.numpy()
     initial = graphs.run_chain(graphs.manifest.decode.chain, arrays)
     return generate(graphs.step(), initial, DecodeOptions(**options), prompts=prompts)
 
@@ -149,13 +155,15 @@ def ours(kind: str, graphs: Any, asked: Asked, options: dict[str, Any]) -> Any:
 def theirs(kind: str, model: Any, asked: Asked, options: dict[str, Any]) -> Any:
     ids = torch.nn.functional.pad(asked.ids, (QUERIES, 0), value=IMAGE)
     given = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
-    if kind == "instruct":
+    if kind == "vicuna":
+        given |= {"pad_token_id": PAD}  # its configuration names none
+    if kind in INSTRUCTED:
         given |= {"qformer_input_ids": asked.query_ids, "qformer_attention_mask": (asked.query_ids != PAD).long()}
 
     def run(**chosen: Any) -> Any:
         return model.generate(pixel_values=asked.pixels, **given, **chosen)
 
-    return expected_sequences(run, ids.shape[1] if kind == "opt" else 1, (END,), {"do_sample": False, **options})
+    return expected_sequences(run, ids.shape[1] if kind in CONTINUED else 1, (END,), {"do_sample": False, **options})
 
 
 @pytest.mark.parametrize("lengths", [[1], [4, 4, 4]], ids=str)
@@ -200,13 +208,13 @@ def test_from_photograph_to_text(exported: Exported, photograph: Callable[..., I
     pixels = torch.from_numpy(np.stack(processor(pictures)["pixel_values"]))
     options = {"num_beams": 3, "max_new_tokens": 8}
     answerer, question = Answerer(bundle), "how many dogs?"
-    wrapped = question if exported.kind == "instruct" else blip2_graphs.TEMPLATE.format(question)
+    wrapped = question if exported.kind in INSTRUCTED else blip2_graphs.TEMPLATE.format(question)
     for text, found in (
         ("", Captioner(bundle).batch(pictures, **options)),
         (wrapped, answerer.batch(pictures, [question] * 2, **options)),
     ):
         words = answerer.codec.tokenizer.encode(text, add_special_tokens=False).ids
-        ids = torch.tensor([[START, *words] if exported.kind == "opt" else [*words, END]] * 2)
+        ids = torch.tensor([[START, *words] if exported.kind in CONTINUED else [*words, END]] * 2)
         query = torch.from_numpy(answerer.prompt_reader.arrays([text] * 2).get("query_ids", np.zeros((2, 1), np.int64)))
         expected = theirs(exported.kind, model, Asked(pixels, ids, query), options)
         assert [one.tokens for one in found] == [image[0].tokens for image in expected]
@@ -249,7 +257,10 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
         plan("opt", folder)
     with pytest.raises(VlrtError, match=r"`language_model.shared.weight` of .* has shape \[110, 32\], expected \[99"):
         plan("instruct", changed(folder, lambda config: config["text_config"].update(vocab_size=99)))
-    with pytest.raises(VlrtError, match="the language model is `llama`, which this exporter has no decoder for"):
-        plan("instruct", changed(folder, lambda config: config["text_config"].update(model_type="llama")))
+    with pytest.raises(VlrtError, match="the language model is `mistral`, which this exporter has no decoder for"):
+        plan("instruct", changed(folder, lambda config: config["text_config"].update(model_type="mistral")))
+    grouped = LLAMA | {"num_key_value_heads": 1}
+    with pytest.raises(VlrtError, match="`num_key_value_heads` is 1, served is 2"):
+        plan("instruct", changed(folder, lambda config: config.update(text_config=grouped)))
     with pytest.raises(VlrtError, match="is a `blip` model, expected `blip-2` or `instructblip`"):
         plan("instruct", changed(folder, lambda config: config.update(model_type="blip")))

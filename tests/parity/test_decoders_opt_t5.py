@@ -1,4 +1,4 @@
-"""OPT and T5 as our modules against transformers' classes, in every variant that checkpoints come in."""
+"""OPT, LLaMA and T5 as our modules against transformers' classes, in every variant that checkpoints come in."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
-from vlrt_export.blip2_layout import LANGUAGE, opt_layout, t5_decoder_layout, t5_encoder_layout
+from vlrt_export.blip2_layout import LANGUAGE, llama_layout, opt_layout, t5_decoder_layout, t5_encoder_layout
 from vlrt_export.modules.attention_kv import KeysValues, Places, padding_mask
+from vlrt_export.modules.llama import Llama, LlamaSizes
 from vlrt_export.modules.opt import Opt, OptSizes
 from vlrt_export.modules.t5 import T5Decoder, T5Encoder, T5Sizes, bucket_of_distance
 from vlrt_export.weight_layout import build
@@ -81,6 +82,48 @@ def test_opt(variant: dict[str, Any]) -> None:
         expected = model(ids).logits
     for place, logits in enumerate(decode(module, ids), 5):
         torch.testing.assert_close(logits, expected[:, place], atol=1e-4, rtol=1e-4)
+
+
+def llama(variant: dict[str, Any]) -> tuple[Any, Llama]:
+    options = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2, "intermediate_size": 40}
+    options |= {"num_attention_heads": HEADS, "max_position_embeddings": POSITIONS} | variant
+    config = transformers.LlamaConfig(**options)
+    model = transformers.LlamaForCausalLM(config)
+    tied = config.tie_word_embeddings
+    sizes = LlamaSizes(VOCABULARY, POSITIONS, WIDTH, 2, HEADS, 40, epsilon=config.rms_norm_eps, theta=config.rope_theta)
+    return model, build(lambda: Llama(sizes, tied), llama_layout(sizes, tied), widen(model), "llama")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"rope_theta": 50.0, "rms_norm_eps": 1e-2, "tie_word_embeddings": True}],
+    ids=["as the first", "other rotations, tied words"],
+)
+def test_llama(variant: dict[str, Any]) -> None:
+    model, module = llama(variant)
+    ids = tokens(9)
+    with torch.no_grad():
+        expected = model(ids).logits
+    for place, logits in enumerate(decode(module, ids), 5):
+        torch.testing.assert_close(logits, expected[:, place], atol=1e-4, rtol=1e-4)
+
+
+def test_llama_turns_by_a_row_s_own_positions() -> None:
+    """Our rows stand at the left, those of transformers at the right, behind padding that counts for no position."""
+    model, module = llama({})
+    ids, short = tokens(7), 4
+    padded = torch.stack([ids[0], torch.nn.functional.pad(ids[1, :short], (7 - short, 0))])
+    mask = torch.ones_like(ids)
+    mask[1, : 7 - short] = 0
+    lengths = torch.tensor([7, short], dtype=torch.int32)
+    empty = torch.zeros(2, HEADS, POSITIONS, WIDTH // HEADS)
+    places = Places(lengths - 1, lengths[:1])
+    with torch.no_grad():
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        expected = model(padded, attention_mask=mask, position_ids=position_ids).logits[:, -1]
+        embedded = module.embed(ids, torch.arange(7).expand(2, -1))
+        logits, _ = module(embedded, lengths, places, [KeysValues(empty, empty)] * 2)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

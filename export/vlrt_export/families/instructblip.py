@@ -1,4 +1,4 @@
-"""InstructBLIP (Dai et al., arXiv 2305.06500) with Flan-T5: the image is read in the light of the question."""
+"""InstructBLIP (Dai et al., arXiv 2305.06500), with Flan-T5 or Vicuna: the question guides how the image is read."""
 
 from __future__ import annotations
 

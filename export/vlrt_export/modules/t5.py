@@ -22,6 +22,7 @@ from vlrt_export.modules.attention_kv import (
     split_heads,
 )
 from vlrt_export.modules.dense import ACTIVATIONS, Dense, activate, embedding
+from vlrt_export.modules.rms_norm import RmsNorm
 
 _SCALE = 1.0
 """Of the dot products: T5 has its initialisation do what others divide by √D for."""
@@ -93,23 +94,11 @@ def bucket_of_distance(buckets: int, farthest: int) -> list[int]:
     return [*range(exact), *steps.clamp(max=buckets - 1).tolist()]
 
 
-class RmsNorm(nn.Module):
-    """x / root mean square of x, times a weight (Zhang and Sennrich, arXiv 1910.07467)."""
-
-    def __init__(self, sizes: T5Sizes) -> None:
-        super().__init__()
-        self.epsilon = sizes.epsilon
-        self.weight = nn.Parameter(torch.ones(sizes.width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon))
-
-
 class _SelfAttention(nn.Module):
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
         self.heads = sizes.heads
-        self.norm = RmsNorm(sizes)
+        self.norm = RmsNorm(sizes.width, sizes.epsilon)
         self.qkv = Dense(sizes.width, 3 * sizes.inner, bias=False)
         self.output = Dense(sizes.inner, sizes.width, bias=False)
 
@@ -129,7 +118,7 @@ class _CrossAttention(nn.Module):
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
         self.heads = sizes.heads
-        self.norm = RmsNorm(sizes)
+        self.norm = RmsNorm(sizes.width, sizes.epsilon)
         self.query = Dense(sizes.width, sizes.inner, bias=False)
         self.key_value = Dense(sizes.width, 2 * sizes.inner, bias=False)
         self.output = Dense(sizes.inner, sizes.width, bias=False)
@@ -146,7 +135,7 @@ class _FeedForward(nn.Module):
     def __init__(self, sizes: T5Sizes) -> None:
         super().__init__()
         self.activation = sizes.activation
-        self.norm = RmsNorm(sizes)
+        self.norm = RmsNorm(sizes.width, sizes.epsilon)
         self.inner = Dense(sizes.width, sizes.feed_forward, bias=False)
         self.gate = Dense(sizes.width, sizes.feed_forward, bias=False) if sizes.gated else None
         self.output = Dense(sizes.feed_forward, sizes.width, bias=False)
@@ -192,7 +181,7 @@ class T5Encoder(nn.Module):
         self.words = embedding(sizes.vocabulary, sizes.width)
         self.bias = embedding(sizes.buckets, sizes.heads)
         self.layers = nn.ModuleList(_EncoderLayer(sizes) for _ in range(sizes.encoder_layers))
-        self.norm = RmsNorm(sizes)
+        self.norm = RmsNorm(sizes.width, sizes.epsilon)
 
     def forward(self, query_states: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         x = torch.cat([query_states, self.words(input_ids)], 1)
@@ -226,7 +215,7 @@ class T5Decoder(nn.Module):
         self.words = embedding(sizes.vocabulary, sizes.width)
         self.bias = embedding(sizes.buckets, sizes.heads)
         self.layers = nn.ModuleList(_DecoderLayer(sizes) for _ in range(sizes.layers))
-        self.norm = RmsNorm(sizes)
+        self.norm = RmsNorm(sizes.width, sizes.epsilon)
         self.head = self.words if tied else embedding(sizes.vocabulary, sizes.width)
 
     def memory(self, states: Tensor) -> list[KeysValues]:
