@@ -115,6 +115,12 @@ def seeded() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def kernel_twins() -> ModuleType:
+    """What the kernels compute, in NumPy, and graphs that run them; see `kernel_twins.py`."""
+    return _load_beside("kernel_twins")
+
+
+@pytest.fixture(scope="session")
 def dalle_models() -> ModuleType:
     """The module with DALL-E's golden models; see `dalle_models.py`."""
     return _load_beside("dalle_models")
