@@ -19,6 +19,7 @@ class LinearInt8 {
                                       {Element::i32},
                                       {Element::f32, Presence::optional},
                                       {Element::f32, Presence::optional}};
+  static constexpr int kResidual = 5;
 
   explicit LinearInt8(const Setup& setup)
       : node_(setup, 4),

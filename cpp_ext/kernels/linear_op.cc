@@ -11,6 +11,7 @@ class Linear {
   static constexpr const char* kName = "Linear";
   static constexpr Input kInputs[] = {
       {Element::f32}, {Element::f32}, {Element::f32, Presence::optional}, {Element::f32, Presence::optional}};
+  static constexpr int kResidual = 3;
 
   explicit Linear(const Setup& setup)
       : node_(setup, 2),

@@ -1,6 +1,7 @@
 // What an operator is made of: a class `Kernel` with
 //   static constexpr const char* kName;
 //   static constexpr Input kInputs[];               one output of float32 follows
+//   static constexpr int kResidual;                 if at all: the input whose place the output may take
 //   explicit Kernel(const Setup&);                  reads the attributes and the weights
 //   void run(Run&) const;                           one run; on several threads at once where sessions are
 // Either throws `Failure`, which reaches the user as one line.
@@ -166,6 +167,17 @@ const CustomOp* custom_op() {
         instance.kernel.run(run);
       });
     };
+    if constexpr (requires { Kernel::kResidual; }) {
+      made.get_may_inplace = [](int** input, int** output) {
+        *input = new int(Kernel::kResidual);
+        *output = new int(0);
+        return std::size_t{1};
+      };
+      made.release_may_inplace = [](int* input, int* output) {
+        delete input;
+        delete output;
+      };
+    }
     made.destroy = [](void* self) { delete static_cast<Instance*>(self); };
     return made;
   }();
