@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 import torch
 
-from vlrt.engines import EngineOptions
-from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines import EngineOptions, Session
+from vlrt.engines.prepared import open_file
 from vlrt_export.bundle_writer import write_graph
 from vlrt_export.graph_weights import GraphWeights
 from vlrt_export.kv_graphs import step_graph
@@ -40,7 +40,7 @@ def bandwidth(threads: int) -> float:
     return block.numel() * 4 / best
 
 
-def bound_step(session: OnnxRuntimeSession, rows: int, past: int, positions: int) -> object:
+def bound_step(session: Session, rows: int, past: int, positions: int) -> object:
     """A bound step over `rows` rows with `past` filled positions."""
     inputs = {
         "token": np.full((rows, 1), 11, np.int64),
@@ -87,7 +87,7 @@ def main() -> None:
             REWRITES[given.precision](graph, ())
             spec, path = replace(spec, external=graph.save()), folder / "reduced" / spec.file
         read = bytes_read(path)
-        session = OnnxRuntimeSession(spec, path, EngineOptions(threads=given.threads))
+        session = open_file(spec, path, EngineOptions(threads=given.threads))
         steps = {rows: bound_step(session, rows, given.past, given.past + 12) for rows in ROWS}
         speed = bandwidth(given.threads)
         times: dict[int, list[float]] = {rows: [] for rows in ROWS}

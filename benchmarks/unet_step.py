@@ -27,7 +27,7 @@ import torch
 
 from vlrt import record
 from vlrt.engines import EngineOptions
-from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.prepared import open_file
 from vlrt.engines.session import Session
 from vlrt.errors import VlrtError
 from vlrt.manifest import GraphSpec
@@ -92,7 +92,7 @@ def _open(spec: GraphSpec, path: Path, device: str, threads: int) -> Session:
         from vlrt.engines.openvino import OpenVinoSession
 
         return OpenVinoSession(spec, path, options)
-    return OnnxRuntimeSession(spec, path, options)
+    return open_file(spec, path, options)
 
 
 def _measure(

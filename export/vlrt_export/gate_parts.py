@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vlrt.engines import Array, EngineOptions
-from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.prepared import open_file
 from vlrt.manifest import GraphSpec
 from vlrt_export.reduced_graph import Workshop
 from vlrt_export.trial import Call, Record
@@ -50,7 +50,7 @@ def _error(
 
 
 def _outputs(written: tuple[GraphSpec, Path], calls: Sequence[Call]) -> list[dict[str, Array]]:
-    session = OnnxRuntimeSession(*written, EngineOptions())
+    session = open_file(*written, EngineOptions())
     return [{name: array.copy() for name, array in call.ready(session)().items()} for call in calls]
 
 

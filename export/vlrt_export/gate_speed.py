@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlrt.engines import EngineOptions
-from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.prepared import open_file
 from vlrt.errors import VlrtError
 from vlrt.manifest import GraphSpec
 from vlrt_export.trial import Call
@@ -62,7 +62,7 @@ def measure_speed(fp32: Written, reduced: Sequence[Written], calls: Sequence[tup
     size = sum((fp32[1].parent / name).stat().st_size for name in (fp32[1].name, *fp32[0].external))
     if size > _TOGETHER and len(reduced) > 1:
         return [speed for one in reduced for speed in measure_speed(fp32, [one], calls)]
-    sessions = [OnnxRuntimeSession(*written, EngineOptions()) for written in (fp32, *reduced)]
+    sessions = [open_file(*written, EngineOptions()) for written in (fp32, *reduced)]
     totals, widest = [0.0] * len(sessions), (0.0, [0.0] * len(sessions), 0)
     for call, count in sorted(calls, key=lambda pair: -pair[1])[:_SHAPES]:
         times = alternate([call.ready(session) for session in sessions])
@@ -101,7 +101,7 @@ def executed_kernels(written: Written, call: Call) -> Counter[str]:
     """
     spec, path = written
     with tempfile.TemporaryDirectory() as name:
-        session = OnnxRuntimeSession(spec, path, EngineOptions(profile=Path(name)))
+        session = open_file(spec, path, EngineOptions(profile=Path(name)))
         call.ready(session)()
         events = json.loads(session.end_profile().read_text("utf-8"))
     found = Counter(event["args"]["op_name"] for event in events if event.get("cat") == "Node" and _ran(event))

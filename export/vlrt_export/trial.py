@@ -11,7 +11,7 @@ import numpy as np
 
 from vlrt.bundle import Bundle
 from vlrt.engines import Array, EngineOptions, Session, Sessions
-from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.prepared import open_file
 from vlrt.manifest import GraphSpec
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -152,7 +152,7 @@ class TrialSessions(Sessions):
 
     def _make(self, role: str) -> Session:
         if role in self._replaced:
-            session: Session = OnnxRuntimeSession(*self._replaced[role], self.options)
+            session: Session = open_file(*self._replaced[role], self.options)
         else:
             session = super().get(role)
         if not self._recorded:

@@ -35,7 +35,7 @@ def open_session(bundle: Bundle, role: str, options: EngineOptions) -> Session:
         from vlrt.engines.openvino import OpenVinoSession
 
         return OpenVinoSession(*bundle.graph(role), options)
-    from vlrt.engines.onnxruntime import open_cached
+    from vlrt.engines.prepared import open_cached
 
     return open_cached(bundle, role, options)
 

@@ -1,4 +1,4 @@
-"""Optimised graphs of this machine, kept between processes: what onnxruntime made of a graph once, it need not again.
+"""Prepared graphs of this machine, kept between processes: what was made of a graph once need not be made again.
 
 A hit is read in place of the bundle's own file, whose hash is part of the key; that file is not read then, so that
 whatever became of it cannot run (`vlrt verify` reads it). Writers work in a folder of their own and rename it, so
@@ -19,19 +19,26 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from vlrt.bundle import Bundle, sha256
+from vlrt.bundle import Bundle
+from vlrt.digests import remembered_sha256, sha256
 from vlrt.errors import VlrtError, VlrtWarning
 from vlrt.manifest import GraphSpec
 from vlrt.protobuf import Reader, messages
 from vlrt.zoo import cache_folder
 
 GRAPH, WEIGHTS = "graph.onnx", "graph.bin"
+REWRITTEN, REWRITTEN_WEIGHTS = "rewritten.onnx", "rewritten.bin"
+"""As onnxruntime optimised it, or as that was rewritten for kernels of our own."""
+
 _RECORD = "record.json"
 _MANY_NODES = 1000
 """From here on the engine takes longer to rewrite a graph than to read what it wrote."""
 
 _LARGE_HALVES = 64 << 20
 """Bytes of weights stored as fp16, which the engine widens at every load, from which that is so too."""
+
+_MUCH = 32 << 20
+"""Bytes of a graph from which rewriting it pays."""
 
 _MOST_BYTES = 16 << 30
 _GRAPH_FIELD, _NODE_FIELD = 7, 1
@@ -41,38 +48,44 @@ class GraphCache:
     """The cached form of one graph of a bundle.
 
     Args:
-        bundle: one of ours; what others exported has no hashes to know it by.
+        bundle: that holds it.
         spec: the graph.
         engine: what decides the form beside graph and processor: version of onnxruntime, provider, its options.
+        kernels: what of that is of our own kernels; the empty text where they do not run.
     """
 
-    def __init__(self, bundle: Bundle, spec: GraphSpec, engine: str) -> None:
+    def __init__(self, bundle: Bundle, spec: GraphSpec, engine: str, kernels: str = "") -> None:
         self._name = spec.file
         digests = [bundle.digest(name) for name in (spec.file, *spec.external)]
+        self._kind = "kernels" if kernels else "plain"
         self._all = cache_folder() / "graphs" / _digest(*digests)
-        self._entry = self._all / _digest(engine, processor())
+        self._entry = self._all / f"{self._kind}-{_digest(engine, kernels, processor())}"
 
     def find(self) -> Path | None:
         """The cached graph, every byte of it checked; `None` where there is none for this machine."""
         if not self._entry.is_dir():
-            if self._all.is_dir() and any(self._all.iterdir()):
+            if any(self._all.glob(f"{self._kind}-*")):
                 self._say("is from another processor or onnxruntime")
             return None
         try:
             record = json.loads((self._entry / _RECORD).read_text("utf-8"))
-            whole = all(sha256(self._entry / name) == expected for name, expected in record.items())
+            whole = all(remembered_sha256(self._entry / name) == expected for name, expected in record.items())
         except (OSError, ValueError, AttributeError, VlrtError):
             whole = False
-        if whole and GRAPH in record:
+        if whole and self.made() is not None:
             os.utime(self._entry)
-            return self._entry / GRAPH
+            return self.made()
         self._say("is damaged")
         shutil.rmtree(self._entry, ignore_errors=True)
         return None
 
+    def made(self) -> Path | None:
+        """The cached graph, unchecked: for whoever has just made it; `None` where it could not be kept."""
+        return next((self._entry / name for name in (REWRITTEN, GRAPH) if (self._entry / name).is_file()), None)
+
     @contextlib.contextmanager
     def making(self) -> Iterator[Path | None]:
-        """A path to write the optimised graph to, with its weights as `WEIGHTS` beside it; kept if nothing is raised.
+        """A path to write the graph to, `GRAPH` or beside it `REWRITTEN`, with its weights; kept if nothing is raised.
 
         `None` where the cache cannot be written, which is no reason not to run.
         """
@@ -102,8 +115,17 @@ class GraphCache:
 
 def is_worth_caching(spec: GraphSpec, path: Path) -> bool:
     """Whether the engine needs long to rewrite a graph: it has many nodes, or much that is stored as fp16."""
-    stored = sum((path.parent / name).stat().st_size for name in (path.name, *spec.external))
-    return (spec.storage == "fp16" and stored >= _LARGE_HALVES) or _nodes(path) >= _MANY_NODES
+    return (spec.storage == "fp16" and _stored(spec, path) >= _LARGE_HALVES) or _nodes(path) >= _MANY_NODES
+
+
+def is_worth_rewriting(spec: GraphSpec, path: Path) -> bool:
+    """Whether kernels of our own are worth a copy of a graph's weights; `VLRT_KERNELS=always` says that all are."""
+    always = os.environ.get("VLRT_KERNELS") == "always"
+    return always or _stored(spec, path) >= _MUCH or is_worth_caching(spec, path)
+
+
+def _stored(spec: GraphSpec, path: Path) -> int:
+    return sum((path.parent / name).stat().st_size for name in (path.name, *spec.external))
 
 
 def _nodes(path: Path) -> int:

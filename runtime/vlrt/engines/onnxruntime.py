@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from vlrt.bundle import Bundle
 from vlrt.device_memory import Buffer, DeviceArray
-from vlrt.engines.graph_cache import WEIGHTS, GraphCache, is_worth_caching, multiplies_bytes, processor
+from vlrt.engines import custom_kernels
+from vlrt.engines.graph_cache import WEIGHTS, multiplies_bytes, processor
 from vlrt.engines.session import Array, EngineOptions, check_inputs, check_outputs
 from vlrt.errors import BundleError, EngineError, UsageError
 from vlrt.manifest import GraphSpec
@@ -58,34 +58,22 @@ def load_library() -> ModuleType:
 
 @dataclass(frozen=True)
 class Form:
-    """In which form a graph is loaded: one that was optimised already, or to be saved as it is optimised now."""
+    """In which form a graph is loaded.
+
+    Args:
+        optimised: onnxruntime optimised it already.
+        kernels: it has operators of our own.
+        save_to: where to save it as it is optimised now.
+        runs: whether it will run, or is only optimised and saved.
+    """
 
     optimised: bool = False
+    kernels: bool = False
     save_to: Path | None = None
+    runs: bool = True
 
 
 PLAIN = Form()
-
-
-def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntimeSession:
-    """Loads a graph of a bundle; large ones as they were optimised on this machine before, see `GraphCache`.
-
-    Raises:
-        BundleError: the bundle lacks the graph, or its file is damaged.
-        EngineError: the device cannot be had.
-    """
-    spec = bundle.manifest.graphs.get(role)
-    if spec is None or bundle.is_foreign or options.device != "cpu" or options.profile is not None:
-        return OnnxRuntimeSession(*bundle.graph(role), options)
-    kept = GraphCache(bundle, spec, f"onnxruntime {load_library().__version__} {options.device}")
-    found = kept.find()
-    if found is not None:
-        return OnnxRuntimeSession(spec, found, options, Form(optimised=True))
-    spec, path = bundle.graph(role)
-    if not is_worth_caching(spec, path):
-        return OnnxRuntimeSession(spec, path, options)
-    with kept.making() as target:
-        return OnnxRuntimeSession(spec, path, options, Form(save_to=target))
 
 
 class OnnxRuntimeSession:
@@ -222,6 +210,10 @@ def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
 
 
 def _set_form(library: ModuleType, settings: Any, form: Form) -> None:
+    if form.kernels:
+        custom_kernels.register(settings)
+    if not form.runs:  # then what onnxruntime would pack for its own kernels is for nothing
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     if form.optimised:
         settings.graph_optimization_level = library.GraphOptimizationLevel.ORT_DISABLE_ALL
     elif form.save_to is not None:

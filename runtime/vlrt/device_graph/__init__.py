@@ -1,0 +1,5 @@
+"""Graphs rewritten for the processor at hand, without an ONNX library: our operators in the place of others."""
+
+from vlrt.device_graph.rewrite import VERSION, Counts, rewrite
+
+__all__ = ["VERSION", "Counts", "rewrite"]

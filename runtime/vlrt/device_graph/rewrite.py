@@ -1,0 +1,67 @@
+"""A graph that onnxruntime optimised, rewritten for the kernels that this processor has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlrt.device_graph.linear import replace_products
+from vlrt.device_graph.model import DOMAIN, Model
+from vlrt.device_graph.products import LINEAR, LINEAR_INT8
+from vlrt.device_graph.shape_rules import infer
+
+VERSION = 1
+"""Raised whenever the same graph would be rewritten differently, so that what was kept of before is made again."""
+
+_AVX512, _VNNI = 1, 2
+"""Levels of kernels, each with those below it."""
+
+_OPERATORS = {LINEAR: _AVX512, LINEAR_INT8: _VNNI}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a rewritten graph consists of.
+
+    Args:
+        ours: how many of each of our operators stand in it.
+        others: how many of each other operator, by domain and name.
+    """
+
+    ours: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
+    """Replaces products by our operators, and packs their weights as those read them.
+
+    Args:
+        source: a graph that onnxruntime optimised and saved, its weights beside it.
+        graph, weights: the files to write, in one folder that is not the source's.
+        level: of the kernels at hand: 1 with AVX-512, 2 with its VNNI too.
+
+    Returns:
+        What was written. If nothing of it is ours, no file was.
+
+    Raises:
+        ValueError: not a graph that is understood.
+        OSError: a file cannot be read or written.
+    """
+    model = Model(source)
+    operators = {name for name, needed in _OPERATORS.items() if level >= needed}
+    replace_products(model, infer(model), operators)
+    model.remove_unused()
+    counts = count(model)
+    if counts.ours:
+        model.write(graph, weights)
+    return counts
+
+
+def count(model: Model) -> Counts:
+    """What a graph consists of."""
+    nodes = model.nodes
+    return Counts(
+        Counter(node.op_type for node in nodes if node.domain == DOMAIN),
+        Counter(node.kind for node in nodes if node.domain != DOMAIN),
+    )

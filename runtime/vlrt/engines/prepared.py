@@ -1,0 +1,103 @@
+"""Graphs as this machine runs them best: optimised by onnxruntime once, rewritten for kernels of our own, and kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from vlrt import device_graph
+from vlrt.bundle import Bundle
+from vlrt.engines import custom_kernels
+from vlrt.engines.graph_cache import (
+    GRAPH,
+    REWRITTEN,
+    REWRITTEN_WEIGHTS,
+    GraphCache,
+    is_worth_caching,
+    is_worth_rewriting,
+)
+from vlrt.engines.onnxruntime import Form, OnnxRuntimeSession, load_library
+from vlrt.engines.session import EngineOptions
+from vlrt.errors import VlrtWarning
+from vlrt.folders import cache_folder
+from vlrt.manifest import GraphSpec
+
+_SAVED = "saved"
+
+
+def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntimeSession:
+    """Loads a graph of a bundle; large ones as they were prepared on this machine before, see `GraphCache`.
+
+    Raises:
+        BundleError: the bundle lacks the graph, or its file is damaged.
+        EngineError: the device cannot be had.
+    """
+    spec = bundle.manifest.graphs.get(role)
+    if spec is None or options.device != "cpu":
+        return OnnxRuntimeSession(*bundle.graph(role), options)
+    level = custom_kernels.level()
+    kernels = f"level {level}, pass {device_graph.VERSION}" if level else ""
+    kept = GraphCache(bundle, spec, f"onnxruntime {load_library().__version__} {options.device}", kernels)
+    found = kept.find()
+    if found is not None:
+        return _open_prepared(spec, found, options)
+    spec, path = bundle.graph(role)
+    if not (is_worth_rewriting if level else is_worth_caching)(spec, path):
+        return OnnxRuntimeSession(spec, path, options)
+    if not level:
+        with kept.making() as target:
+            return OnnxRuntimeSession(spec, path, options, Form(save_to=target))
+    with kept.making() as target:
+        if target is not None:
+            _prepare(spec, path, options, target.parent)
+    made = kept.made()
+    return OnnxRuntimeSession(spec, path, options) if made is None else _open_prepared(spec, made, options)
+
+
+def open_file(spec: GraphSpec, path: Path, options: EngineOptions) -> OnnxRuntimeSession:
+    """Loads a graph from its file as `open_cached` loads it from a bundle; what is made for it is not kept.
+
+    Raises:
+        BundleError: the file is damaged.
+        EngineError: the device cannot be had.
+    """
+    if options.device != "cpu" or not custom_kernels.level() or not is_worth_rewriting(spec, path):
+        return OnnxRuntimeSession(spec, path, options)
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="prepared.", dir=cache_folder()))
+    except OSError:  # a cache that cannot be written is no reason not to run
+        return OnnxRuntimeSession(spec, path, options)
+    try:
+        return _open_prepared(spec, _prepare(spec, path, options, folder), options)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until its session goes
+
+
+def _open_prepared(spec: GraphSpec, path: Path, options: EngineOptions) -> OnnxRuntimeSession:
+    return OnnxRuntimeSession(spec, path, options, Form(optimised=True, kernels=path.name == REWRITTEN))
+
+
+def _prepare(spec: GraphSpec, path: Path, options: EngineOptions, folder: Path) -> Path:
+    """Writes the prepared form of a graph into an empty folder: rewritten, or as onnxruntime optimised it."""
+    saved = folder / _SAVED / GRAPH
+    saved.parent.mkdir()
+    OnnxRuntimeSession(spec, path, replace(options, profile=None), Form(save_to=saved, runs=False))
+    try:
+        counts = device_graph.rewrite(saved, folder / REWRITTEN, folder / REWRITTEN_WEIGHTS, custom_kernels.level())
+        ours = bool(counts.ours)
+    except ValueError as error:
+        what = f"`{spec.file}` cannot be rewritten for vlrt's own kernels, onnxruntime's run instead: {error}"
+        warnings.warn(what, VlrtWarning, stacklevel=3)
+        ours = False
+    if not ours:
+        for name in (REWRITTEN, REWRITTEN_WEIGHTS):
+            (folder / name).unlink(missing_ok=True)
+        for file in saved.parent.iterdir():
+            os.rename(file, folder / file.name)
+    shutil.rmtree(saved.parent)
+    return folder / (REWRITTEN if ours else GRAPH)
