@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlrt.errors import BundleError
-from vlrt.foreign_clip import describe_clip, holds_clip
+from vlrt.foreign_clip import describe_dual_encoder, holds_dual_encoder
 from vlrt.foreign_folder import CONFIG, IDS, PIXELS, PREPROCESSOR, SERVED, SUBFOLDER, TOKENIZER, ForeignFolder
 from vlrt.generation_config import decode_options
 from vlrt.manifest import DecodeSpec, GraphSpec, Manifest, StateSpec, TensorSpec, TextSpec
@@ -51,8 +51,8 @@ def _describe(found: ForeignFolder) -> Manifest:
     config = found.json(CONFIG)
     if found.graph(_ENCODER):
         return _captioner(found, config)
-    if holds_clip(found, config):
-        return describe_clip(found, config)
+    if holds_dual_encoder(found, config):
+        return describe_dual_encoder(found, config)
     kind = str(config.get("model_type", "unknown"))[:60]
     what = f"`{found.path.name}` is a `{kind}` model in graphs that this runtime does not serve"
     raise BundleError(what, SERVED)

@@ -29,7 +29,10 @@ _VARIANTS = {"": "fp32", "_quantized": "int8", "_int8": "int8", "_uint8": "int8"
 
 _KIND = re.compile(r"[A-Za-z0-9][\w.-]{0,60}")
 _LARGEST_JSON = 64 << 20
-SERVED = "served are vision-encoder-decoder models, and CLIP as vision_model.onnx and text_model.onnx, or model.onnx"
+SERVED = (
+    "served are vision-encoder-decoder models (TrOCR among them), and CLIP and SigLIP as vision_model.onnx and "
+    "text_model.onnx, or model.onnx"
+)
 _NOTE = "exported by others: nothing says what the files should hold, and no parity was measured"
 
 

@@ -190,9 +190,51 @@ def export_joint_clip(name: str) -> None:
         shutil.copyfile(HERE / "foreign_clip" / file, target / file)
 
 
+def siglip() -> transformers.SiglipModel:
+    torch.manual_seed(5)
+    text = {"vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 16, "projection_size": 16}
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": SIDE, "patch_size": 8}
+    model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3)
+    return model
+
+
+def export_siglip(name: str) -> None:
+    """Both towers in one graph, as Optimum exports the whole model; its texts are padded to the context."""
+    reference, target = siglip(), HERE / name
+    processor = transformers.SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    with tempfile.TemporaryDirectory() as source, tempfile.TemporaryDirectory() as written:
+        made = tokenizer()
+        made.pad_token = "</s>"  # as the published ones pad with the end
+        for part in (reference, processor, made):
+            part.save_pretrained(source)
+        onnx_export_from_model(reference, written, task="feature-extraction", do_validation=False, opset=18)
+        shutil.copyfile(Path(written) / "model.onnx", target / "model.onnx")
+        for file in ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(Path(source) / file, target / file)
+        shutil.copyfile(Path(source) / "model.safetensors", target / "model.safetensors")
+    pixels = processor([picture(seed) for seed in range(PICTURES)], return_tensors="pt").pixel_values
+    ids = torch.tensor([[*words, *[2] * (16 - len(words))] for words in ((5, 9, 12), (20, 4, 33, 8))])
+    with torch.no_grad():
+        found = reference(input_ids=ids, pixel_values=pixels)
+    golden = {
+        "pixels": [round(float(v), 6) for v in pixels.flatten()[::97]],
+        "sentences": ["w5 w9 w12", "w20 w4 w33 w8"],
+    }
+    golden |= {"image": found.image_embeds.tolist(), "text": found.text_embeds.tolist()}
+    (target / "golden.json").write_text(json.dumps(golden) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
     export("foreign_merged", gpt2(2), 15, merged=True, keep_weights=True)
     export("foreign_two_files", gpt2(1), 2, merged=False)
     export("foreign_trocr", trocr(), 34, merged=True)
     export_clip("foreign_clip")
     export_joint_clip("foreign_clip_joint")
+    export_siglip("foreign_siglip")

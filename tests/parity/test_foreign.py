@@ -144,7 +144,7 @@ def test_the_layout_of_transformers_js_is_read(tmp_path: Path) -> None:
     assert Bundle.open(folder).manifest.graphs["image_encoder"].precision == "fp32"
 
 
-@pytest.mark.parametrize("name", ["foreign_clip", "foreign_clip_joint"])
+@pytest.mark.parametrize("name", ["foreign_clip", "foreign_clip_joint", "foreign_siglip"])
 def test_clip_embeds_as_the_library_does(name: str) -> None:
     """As two towers, and as the one graph that Optimum makes of them, which wants both inputs."""
     stored, embedder = golden(name), Embedder(resolve(GOLDEN / name, "embed"))
@@ -325,6 +325,24 @@ def test_clip_searches_classifies_and_matches(name: str, photographs: Path, tmp_
         done = CliRunner().invoke(root, ["run", *words, "--model", str(folder)])
         assert done.exit_code == 0, done.output
         assert "a.jpg" in done.output
+
+
+def test_siglip_matches_but_chooses_no_label(photographs: Path) -> None:
+    one, words = str(photographs / "a.jpg"), ["--model", str(GOLDEN / "foreign_siglip")]
+    done = CliRunner().invoke(root, ["run", "match", one, "w5 w9", "w9", *words])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(root, ["run", "classify", one, "--labels", "w5,w9", *words])
+    assert done.exit_code != 0
+    assert "classify" in done.output
+
+
+def test_siglip_without_the_tokenizer_s_settings_is_refused(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "foreign_siglip", tmp_path / "siglip"))
+    settings = folder / "tokenizer_config.json"
+    settings.write_text('{"pad_token": "<none>", "eos_token": {"content": "</s>"}}')
+    refused(folder, "no id for the `pad_token`")
+    settings.unlink()
+    refused(folder, "lacks `tokenizer_config.json`")
 
 
 def test_other_weights_are_another_identity(clip_copy: Path) -> None:
