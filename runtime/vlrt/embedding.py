@@ -81,6 +81,13 @@ class DualEncoder:
             context: float32 [N, M, W] vectors that replace tokens, or `None`.
             index: int64 [N, L], which context vector stands at a position, −1 for the token itself.
         """
+        arrays = self.text_inputs(ids, context, index)
+        return self._vectors(self.sessions.run_chain(self.spec.text, arrays)[self.spec.text_output])
+
+    def text_inputs(
+        self, ids: NDArray[np.int64], context: Array | None = None, index: Array | None = None
+    ) -> dict[str, Array]:
+        """What the text's chain is given for rows of ids [N, L]; as `token_ids`."""
         arrays = self._least()
         if self.bundle.manifest.text:
             arrays[self.bundle.manifest.text.input] = ids
@@ -94,7 +101,7 @@ class DualEncoder:
             arrays[index_name] = np.full(ids.shape, -1, np.int64) if index is None else index
         elif context is not None:
             raise BundleError(f"the bundle `{self.bundle.name}` takes no learned prompts", "use a CLIP bundle")
-        return self._vectors(self.sessions.run_chain(self.spec.text, arrays)[self.spec.text_output])
+        return arrays
 
     def _least(self) -> dict[str, Array]:
         """For one graph that wants an image and a text: the smallest of both, to be replaced by what is meant."""

@@ -20,6 +20,7 @@ from vlrt import image as pictures
 from vlrt.bundle import Bundle
 from vlrt.codec import PictureCodec
 from vlrt.decode import DecodeOptions, StepModel, generate
+from vlrt.embedding import DualEncoder
 from vlrt.engines import Array, EngineOptions, Sessions
 from vlrt.errors import BundleError
 from vlrt.manifest import DecodeSpec, Measurement, TextSpec
@@ -89,8 +90,9 @@ def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str
         pixels = pictures.preprocess([synthetic_picture()], described.image)
         found["pixels"] = fingerprint(pixels)
         asked = _question(bundle)
+        both = DualEncoder(bundle, sessions=sessions).image_inputs(pixels) if described.embed else {}
         for chain in chains:
-            outputs = run_chain(chain, {described.image.input: pixels, **asked})
+            outputs = run_chain(chain, {**both, described.image.input: pixels, **asked})
             found |= {f"image.{name}": fingerprint(value) for name, value in outputs.items()}
             if described.decode and chain == described.decode.chain:
                 found["decode"] = _decode(bundle, outputs, sessions)
@@ -101,12 +103,7 @@ def observe(bundle: Bundle, run_chain: RunChain, sessions: Sessions) -> dict[str
     if described.embed and described.text:
         ids = TextCodec.open(bundle).encode(SENTENCES)
         found["ids"] = ids.tolist()
-        arrays: dict[str, Array] = {described.text.input: ids}
-        if described.embed.learned_context:
-            context, index = described.embed.learned_context
-            arrays[context] = np.zeros((len(ids), 1, described.embed.token_width), np.float32)
-            arrays[index] = np.full(ids.shape, -1, np.int64)
-        outputs = run_chain(described.embed.text, arrays)
+        outputs = run_chain(described.embed.text, DualEncoder(bundle, sessions=sessions).text_inputs(ids))
         found |= {f"text.{name}": fingerprint(value) for name, value in outputs.items()}
     if described.codec:
         found |= _codec(bundle, run_chain)

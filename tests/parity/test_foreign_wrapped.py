@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, processors
 
 from vlrt.bundle import Bundle
 from vlrt.cli import root
@@ -24,11 +25,12 @@ from vlrt_export.parity import ParityError
 from vlrt_export.via_optimum import export_via_optimum
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "foreign_merged"
+SIGLIP = GOLDEN.parent / "foreign_siglip"
 _STAND_IN = """
 import pathlib, shutil
 
 def main_export(source, written, task, do_validation, trust_remote_code):
-    assert task == "image-to-text-with-past" and not trust_remote_code
+    assert task == {task!r} and not trust_remote_code
     if not (pathlib.Path(source) / "model.safetensors").is_file():
         raise RuntimeError("no weights")
     for path in pathlib.Path({golden!r}).iterdir():
@@ -39,9 +41,12 @@ def main_export(source, written, task, do_validation, trust_remote_code):
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    folder = tmp_path / "checkpoint"
+    return weights_of(GOLDEN, tmp_path / "checkpoint")
+
+
+def weights_of(golden: Path, folder: Path) -> Path:
     folder.mkdir()
-    for path in GOLDEN.iterdir():
+    for path in golden.iterdir():
         if path.suffix in (".json", ".safetensors"):
             shutil.copy(path, folder)
     return folder
@@ -49,9 +54,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def optimum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(GOLDEN, "image-to-text-with-past", tmp_path, monkeypatch)
+
+
+def install(golden: Path, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "installed" / "optimum" / "exporters" / "onnx"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text(_STAND_IN.format(golden=str(GOLDEN)), "utf-8")
+    (package / "__init__.py").write_text(_STAND_IN.format(golden=str(golden), task=task), "utf-8")
     forget(monkeypatch)
     monkeypatch.syspath_prepend(tmp_path / "installed")
 
@@ -75,6 +84,19 @@ def test_the_command_writes_a_proven_bundle(checkpoint: Path, tmp_path: Path) ->
     assert all(line.passed for line in verify(bundle))
 
 
+def test_siglip_is_wrapped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(SIGLIP, "feature-extraction", tmp_path, monkeypatch)
+    source, target = weights_of(SIGLIP, tmp_path / "siglip"), tmp_path / "wrapped"
+    # The golden's tokenizer adds no end by itself, as SigLIP's does.
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    tokenizer.save(str(source / "tokenizer.json"))
+    described = export_via_optimum(str(source), target)
+    assert described.tasks == ("embed", "match", "search")
+    assert {line.stage for line in described.certificate} == {"pixels", "ids", "image embedding", "text embedding"}
+    assert all(line.passed for line in verify(Bundle.open(target)))
+
+
 @pytest.mark.usefixtures("optimum")
 def test_graphs_of_other_weights_are_not_written(checkpoint: Path, tmp_path: Path) -> None:
     weights = load_file(checkpoint / "model.safetensors")
@@ -90,7 +112,7 @@ def test_graphs_of_other_weights_are_not_written(checkpoint: Path, tmp_path: Pat
 def test_a_model_the_runtime_does_not_serve_is_named(checkpoint: Path, tmp_path: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "whisper"}), "utf-8")
-    with pytest.raises(VlrtError, match="`checkpoint` is a `whisper` model"):
+    with pytest.raises(VlrtError, match=r"is a `whisper` model; .* serves `vision-encoder-decoder`, `clip`, `siglip`"):
         export_via_optimum(str(checkpoint), tmp_path / "wrapped")
 
 
