@@ -6,18 +6,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlrt.device_graph.attention import ATTENTION, replace_attention
 from vlrt.device_graph.linear import replace_products
 from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.products import LINEAR, LINEAR_INT8
 from vlrt.device_graph.shape_rules import infer
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same graph would be rewritten differently, so that what was kept of before is made again."""
 
 _AVX512, _VNNI = 1, 2
 """Levels of kernels, each with those below it."""
 
-_OPERATORS = {LINEAR: _AVX512, LINEAR_INT8: _VNNI}
+_OPERATORS = {ATTENTION: _AVX512, LINEAR: _AVX512, LINEAR_INT8: _VNNI}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Counts:
 
 
 def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
-    """Replaces products by our operators, and packs their weights as those read them.
+    """Replaces products and attention by our operators, and packs their weights as those read them.
 
     Args:
         source: a graph that onnxruntime optimised and saved, its weights beside it.
@@ -50,7 +51,10 @@ def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
     """
     model = Model(source)
     operators = {name for name, needed in _OPERATORS.items() if level >= needed}
-    replace_products(model, infer(model), operators)
+    shapes = infer(model)
+    if ATTENTION in operators:
+        replace_attention(model, shapes)
+    replace_products(model, shapes, operators)
     model.remove_unused()
     counts = count(model)
     if counts.ours:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 
 from vlrt.device_graph.model import Dim, Model, Shape
 from vlrt.device_graph.nodes import Node
-from vlrt.device_graph.shapes import Shapes, multiplied
+from vlrt.device_graph.shape_values import VALUES, value_of_shape
+from vlrt.device_graph.shapes import Shapes
 
 
 def infer(model: Model) -> Shapes:
     """The shapes of a graph's tensors, followed from its inputs as far as they can be known."""
     known = Shapes(model)
     for node in model.nodes:
-        rule, value = _RULES.get(node.kind), _VALUES.get(node.kind)
+        rule, value = _RULES.get(node.kind), VALUES.get(node.kind)
         if rule is not None:
             for name, shape in zip(node.outputs, rule(known, node)):
                 known.learn(name, shape)
@@ -63,9 +64,10 @@ def _transposed(known: Shapes, node: Node) -> _Shapes:
 
 
 def _reshaped(known: Shapes, node: Node) -> _Shapes:
-    target = known.value(node.inputs[1])
-    shape = known.get(node.inputs[0])
-    return [None if target is None else known.reshaped(shape, target, bool(node.whole("allowzero", 0)))]
+    target, shape, rank = known.value(node.inputs[1]), known.get(node.inputs[0]), known.get(node.inputs[1])
+    if target is not None:
+        return [known.reshaped(shape, target, bool(node.whole("allowzero", 0)))]
+    return [tuple(known.unknown() for _ in range(rank[0])) if rank and isinstance(rank[0], int) else None]
 
 
 def _expanded(known: Shapes, node: Node) -> _Shapes:
@@ -107,7 +109,7 @@ def _gathered(known: Shapes, node: Node) -> _Shapes:
 
 
 def _axes(known: Shapes, node: Node) -> list[int] | None:
-    axes = known.value(node.input(1)) if node.input(1) else None
+    axes = known.value(node.input(1)) if node.input(1) else node.wholes("axes")
     return None if axes is None or any(isinstance(axis, str) for axis in axes) else [int(axis) for axis in axes]
 
 
@@ -122,9 +124,10 @@ def _unsqueezed(known: Shapes, node: Node) -> _Shapes:
 
 def _squeezed(known: Shapes, node: Node) -> _Shapes:
     shape, axes = known.get(node.inputs[0]), _axes(known, node)
-    if shape is None or axes is None:
+    if shape is None or (axes is None and any(isinstance(size, str) for size in shape)):
         return [None]
-    gone = {axis % len(shape) for axis in axes}
+    ones = [axis for axis, size in enumerate(shape) if size == 1]
+    gone = {axis % len(shape) for axis in (ones if axes is None else axes)}
     return [tuple(size for axis, size in enumerate(shape) if axis not in gone)]
 
 
@@ -155,106 +158,81 @@ def _extent(size: Dim, start: Dim, end: Dim) -> Dim | None:
 
 
 def _shape_of(known: Shapes, node: Node) -> _Shapes:
-    value = _shape_value(known, node)
+    value = value_of_shape(known, node)
     return [None if value is None else (len(value),)]
 
 
-def _channels(known: Shapes, node: Node) -> _Shapes:
-    """A convolution's result; its extents are left open."""
-    shape, weight = known.get(node.inputs[0]), known.get(node.inputs[1])
+def _convolved(known: Shapes, node: Node) -> _Shapes:
+    shape, weight = known.get(node.inputs[0]), known.get(node.input(1))
     if shape is None or weight is None:
         return [None]
-    return [(shape[0], weight[0], *(known.unknown() for _ in shape[2:]))]
+    return [(shape[0], weight[0], *_extents(known, node, shape[2:], weight[2:]))]
 
 
-def _shape_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
+def _pooled(known: Shapes, node: Node) -> _Shapes:
+    shape, kernel = known.get(node.inputs[0]), node.wholes("kernel_shape")
+    if shape is None or kernel is None:
+        return [None]
+    return [(*shape[:2], *_extents(known, node, shape[2:], kernel))]
+
+
+def _extents(known: Shapes, node: Node, sizes: Shape, kernel: Shape) -> list[Dim]:
+    """Extents behind a window that moves, of which only the plainest are followed."""
+    rank = len(sizes)
+    steps, spread = node.wholes("strides") or (1,) * rank, node.wholes("dilations") or (1,) * rank
+    pads = node.wholes("pads") or (0,) * 2 * rank
+    if node.text("auto_pad", "NOTSET") != "NOTSET" or node.whole("ceil_mode", 0):
+        return [known.unknown() for _ in sizes]
+    found: list[Dim] = []
+    for at, (size, width) in enumerate(zip(sizes, kernel)):
+        if isinstance(width, str):
+            found.append(known.unknown())
+            continue
+        excess = pads[at] + pads[at + rank] - spread[at] * (width - 1) - 1
+        if isinstance(size, int):
+            found.append((size + excess) // steps[at] + 1)
+        else:
+            found.append(size if (steps[at], excess) == (1, -1) else known.unknown())
+    return found
+
+
+def _resized(known: Shapes, node: Node) -> _Shapes:
+    """A picture of another size, of which only channels and batch are followed."""
     shape = known.get(node.inputs[0])
-    if shape is None:
-        return None
-    end = node.whole("end", len(shape))
-    return shape[node.whole("start", 0) : end]
+    return [None if shape is None else (*shape[:2], *(known.unknown() for _ in shape[2:]))]
 
 
-def _joined_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
-    parts = [known.value(name) for name in node.inputs]
-    return None if any(part is None for part in parts) else tuple(size for part in parts if part for size in part)
-
-
-def _picked_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
-    value, places = known.value(node.inputs[0]), known.value(node.inputs[1])
-    if value is None or places is None or any(isinstance(place, str) for place in places):
-        return None
-    return tuple(value[int(place)] for place in places if -len(value) <= int(place) < len(value))
-
-
-def _sliced_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
-    value, bounds = known.value(node.inputs[0]), [known.value(name) for name in node.inputs[1:3]]
-    if value is None or len(node.inputs) > 4 or not all(bound and isinstance(bound[0], int) for bound in bounds):
-        return None
-    first, last = (int(bound[0]) for bound in bounds if bound)
-    return value[first:last]
-
-
-def _value_kept(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
-    return known.value(node.inputs[0])
-
-
-def _product_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
-    parts = [known.value(name) for name in node.inputs]
-    if any(part is None or len(part) != 1 for part in parts):
-        return None
-    return (multiplied([part[0] for part in parts if part]),)
+def _ranged(known: Shapes, node: Node) -> _Shapes:
+    bounds = [known.value(name) for name in node.inputs]
+    if bounds[0] != (0,) or bounds[2] != (1,) or bounds[1] is None:
+        return [(known.unknown(),)]
+    return [bounds[1]]
 
 
 _SAME = (
-    *(
-        "Abs",
-        "Cast",
-        "Clip",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "Identity",
-        "Neg",
-        "Not",
-        "Relu",
-        "Sigmoid",
-        "Softmax",
-        "Sqrt",
-        "Tanh",
-    ),
-    *("Tanh", "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization"),
-    *(
-        "RMSNormalization",
-        "SimplifiedLayerNormalization",
-        "DynamicQuantizeLinear",
-        "QuantizeLinear",
-        "DequantizeLinear",
-    ),
-    *(
-        f"com.microsoft.{name}"
-        for name in ("FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization")
-    ),
-    "com.microsoft.SkipSimplifiedLayerNormalization",
-    "com.microsoft.nchwc.ReorderOutput",
+    "Abs BatchNormalization Cast Clip Cos DequantizeLinear DynamicQuantizeLinear Erf Exp Gelu GroupNormalization "
+    "Identity InstanceNormalization LayerNormalization Neg Not QuantizeLinear RMSNormalization Relu Sigmoid "
+    "SimplifiedLayerNormalization Sin Softmax Sqrt Tanh Trilu com.microsoft.FastGelu com.microsoft.Gelu "
+    "com.microsoft.GroupNorm com.microsoft.QuickGelu com.microsoft.RotaryEmbedding "
+    "com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization "
+    "com.microsoft.nchwc.ReorderInput com.microsoft.nchwc.ReorderOutput"
 )
 _ELEMENTWISE = (
-    *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul", "Or"),
-    *("Pow", "Sub", "Where", "com.microsoft.BiasGelu"),
+    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Where com.microsoft.BiasGelu"
 )
 _PRODUCTS = (
-    *("Gemm", "MatMul", "MatMulInteger"),
-    *(
-        f"com.microsoft.{name}"
-        for name in ("DynamicQuantizeMatMul", "FusedGemm", "FusedMatMul", "MatMulIntegerToFloat")
-    ),
+    "Gemm MatMul MatMulInteger com.microsoft.DynamicQuantizeMatMul com.microsoft.FusedGemm com.microsoft.FusedMatMul "
+    "com.microsoft.MatMulIntegerToFloat"
 )
 
 _RULES: dict[str, Callable[[Shapes, Node], _Shapes]] = {
-    **dict.fromkeys(_SAME, _same()),
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_PRODUCTS, _product),
-    **dict.fromkeys(("Conv", "com.microsoft.FusedConv", "com.microsoft.nchwc.Conv"), _channels),
+    **dict.fromkeys(_SAME.split(), _same()),
+    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **dict.fromkeys(_PRODUCTS.split(), _product),
+    **dict.fromkeys(("Conv", "com.microsoft.FusedConv", "com.microsoft.nchwc.Conv"), _convolved),
+    **dict.fromkeys(("AveragePool", "MaxPool", "com.microsoft.nchwc.AveragePool"), _pooled),
+    **dict.fromkeys(("Resize", "com.microsoft.nchwc.Upsample"), _resized),
+    "Range": _ranged,
     **dict.fromkeys(("com.microsoft.GroupQueryAttention", "com.microsoft.MultiHeadAttention"), _attended),
     "Transpose": _transposed,
     "Reshape": _reshaped,
@@ -269,12 +247,3 @@ _RULES: dict[str, Callable[[Shapes, Node], _Shapes]] = {
     "Shape": _shape_of,
 }
 """Operator -> the shapes of what it gives out; one that gives out several may leave the last ones open."""
-
-_VALUES: dict[str, Callable[[Shapes, Node], tuple[Dim, ...] | None]] = {
-    "Shape": _shape_value,
-    "Concat": _joined_value,
-    "Gather": _picked_value,
-    "Slice": _sliced_value,
-    "Mul": _product_value,
-    **dict.fromkeys(("Cast", "Unsqueeze", "Squeeze", "Identity"), _value_kept),
-}

@@ -79,10 +79,8 @@ class Shapes:
     def reshaped(self, shape: Shape | None, target: Sequence[Dim], keeps_zero: bool) -> Shape:
         """The shape that `target` asks for, of a tensor of this shape."""
         if not keeps_zero:
-            place = [
-                size if shape is None else shape[at] if at < len(shape) else size for at, size in enumerate(target)
-            ]
-            target = [place[at] if size == 0 else size for at, size in enumerate(target)]
+            kept = shape or ()
+            target = [(kept[at] if at < len(kept) else self.unknown()) if n == 0 else n for at, n in enumerate(target)]
         if -1 not in target:
             return tuple(target)
         rest = [size for size in target if size != -1]

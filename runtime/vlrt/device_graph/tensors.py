@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlrt.device_graph.nodes import whole_numbers
-from vlrt.protobuf import VARINT, Content, fields, messages, write_bytes, write_number
+from vlrt.protobuf import BYTES, VARINT, Content, fields, messages, write_bytes, write_number
 
 Array = npt.NDArray[Any]
 
@@ -106,6 +106,7 @@ def read_tensor(content: bytes, folder: Path) -> Tensor:
     element, name = 0, ""
     places: dict[str, str] = {}
     values: dict[int, bytes] = {}
+    wholes: list[int] = []
     for number, wire, first, last in fields(data, 0, len(content)):
         if number == _DIMS:
             dims += whole_numbers(data, (number, wire, first, last))
@@ -116,11 +117,15 @@ def read_tensor(content: bytes, folder: Path) -> Tensor:
         elif number == _EXTERNAL:
             entry = {n: data.bytes(*span).decode() for n, *span in messages(data, first, last)}
             places[entry.get(_KEY, "")] = entry.get(_VALUE, "")
-        elif number == _RAW or (number in (_FLOATS, _INT32S, _INT64S) and wire != VARINT):
+        elif number in (_INT32S, _INT64S):
+            wholes += whole_numbers(data, (number, wire, first, last))
+        elif number == _RAW or (number == _FLOATS and wire == BYTES):
             values[number] = values.get(number, b"") + data.bytes(first, last)
     shape = tuple(dims)
     if places:
         return Tensor(name, shape, element, content, place=_place(folder, places))
+    if wholes and element in (INT32, INT64):
+        values[_RAW] = np.array(wholes, DTYPES[element]).tobytes()
     return Tensor(name, shape, element, content, _values(shape, element, values))
 
 
