@@ -8,5 +8,6 @@ namespace vlrt::ort {
 const CustomOp* linear_op();
 const CustomOp* linear_int8_op();
 const CustomOp* attention_op();
+const CustomOp* conv3x3_op();
 
 }  // namespace vlrt::ort
