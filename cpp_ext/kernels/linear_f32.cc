@@ -9,12 +9,15 @@
 namespace vlrt::kernels {
 namespace {
 
-// Rows packed at a time: what the third cache keeps beside the weights.
-constexpr std::size_t kSlabBytes = std::size_t{4} << 20;
-// Rows of one task: what the second cache keeps beside the panels that go by.
+// What a task has of x: so much that the second cache keeps it beside the panels that go by.
 constexpr std::size_t kBlockBytes = std::size_t{256} << 10;
+constexpr std::size_t kMostBlockTiles = 4;
+// With so many blocks of rows a thread, all columns of a block are one task; with fewer, the columns are
+// split too.
+constexpr std::size_t kBlocksPerThread = 4;
 constexpr std::size_t kTasksPerThread = 16;
-constexpr std::size_t kFewestPanels = 4;
+constexpr std::size_t kFewestPanels = 4;    // in a task: as many places of memory are read at once
+constexpr std::size_t kTilesPerPacker = 4;  // fewer are not worth another thread
 
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) {
   return (a + b - 1) / b;
@@ -35,23 +38,33 @@ constexpr std::size_t packed_inner(std::size_t inner) {
   return std::max<std::size_t>(1, ceil_div(inner, kBlockInner)) * kBlockInner;
 }
 
-// Rows in tiles of at most `kMostRows`, each as the products read it.
+struct Range {
+  std::size_t begin, size;
+};
+
+// Some rows, in tiles of at most `kMostRows`, as the products read them.
 struct Rows {
   const float* x;
+  std::size_t first_row;  // of y
   Split tiles;
   std::size_t inner;
 
   std::size_t most() const { return ceil_div(tiles.total, tiles.parts); }
+  const float* tile(std::size_t index) const {
+    return x + tiles.begin(index) * (most() > kRowsInPlace ? packed_inner(inner) : inner);
+  }
 };
 
 // From [rows, inner] to [ceil(inner / 16)][rows][16]: a block of a row is one line, so packing only copies
 // lines.
 void pack_tile(const float* x, std::size_t rows, std::size_t inner, float* to) {
-  for (std::size_t k = 0; k < inner; k += kBlockInner) {
-    const std::size_t count = std::min(kBlockInner, inner - k);
+  std::size_t k = 0;
+  for (; k + kBlockInner <= inner; k += kBlockInner)
     for (std::size_t row = 0; row < rows; ++row, to += kBlockInner)
-      std::memcpy(to, x + row * inner + k, count * sizeof(float));
-  }
+      std::memcpy(to, x + row * inner + k, kBlockInner * sizeof(float));
+  if (k == inner) return;
+  for (std::size_t row = 0; row < rows; ++row, to += kBlockInner)
+    std::memcpy(to, x + row * inner + k, (inner - k) * sizeof(float));
 }
 
 float* scratch(std::size_t floats) {
@@ -62,39 +75,67 @@ float* scratch(std::size_t floats) {
 
 class Product {
  public:
-  Product(const LinearShape& shape, const float* packed, const Epilogue& epilogue, float* y)
+  Product(const LinearShape& shape, const float* x, const float* packed, const Epilogue& epilogue, float* y)
       : shape_(shape),
+        x_(x),
         packed_(packed),
         epilogue_(epilogue),
         y_(y),
         panels_(ceil_div(shape.columns, kPanelColumns)) {}
 
-  // Rows `first_row` on, by the threads there are.
-  void multiply(const Rows& rows, std::size_t first_row, const Parallel& parallel) const {
-    const std::size_t tile_bytes = rows.most() * packed_inner(rows.inner) * sizeof(float);
-    const Split blocks =
-        in_parts_of(rows.tiles.parts, std::clamp<std::size_t>(kBlockBytes / tile_bytes, 1, 4));
-    const std::size_t wanted = ceil_div(kTasksPerThread * parallel.threads(), blocks.parts);
-    const Split parts{panels_, std::clamp<std::size_t>(panels_ / kFewestPanels, 1, wanted)};
-    parallel(blocks.parts * parts.parts, [&](std::size_t task) {
-      const std::size_t block = task / parts.parts, part = task % parts.parts;
-      multiply(rows, first_row, {blocks.begin(block), blocks.size(block)},
-               {parts.begin(part), parts.size(part)});
-    });
+  void multiply(const Parallel& parallel) const {
+    if (shape_.rows <= kRowsInPlace) return multiply(Rows{x_, 0, {shape_.rows, 1}, shape_.inner}, parallel);
+    const std::size_t block_tiles =
+        std::clamp<std::size_t>(kBlockBytes / (kMostRows * row_bytes()), 1, kMostBlockTiles);
+    const std::size_t threads = parallel.threads();
+    const Split blocks{shape_.rows,
+                       ceil_div(ceil_div(shape_.rows, block_tiles * kMostRows), threads) * threads};
+    if (blocks.parts >= kBlocksPerThread * threads) return multiply_by_blocks(blocks, parallel);
+    multiply(pack({0, shape_.rows}, parallel), parallel);
   }
 
  private:
-  struct Range {
-    std::size_t begin, size;
-  };
+  std::size_t row_bytes() const { return packed_inner(shape_.inner) * sizeof(float); }
 
-  void multiply(const Rows& rows, std::size_t first_row, Range tiles, Range panels) const {
+  // Into memory of this thread, until it packs again.
+  Rows pack(Range rows, const Parallel& parallel) const {
+    const Split tiles = in_parts_of(rows.size, kMostRows);
+    const Split packers{tiles.parts,
+                        std::min(ceil_div(tiles.parts, kTilesPerPacker), 2 * parallel.threads())};
+    float* const to = scratch(rows.size * packed_inner(shape_.inner));
+    parallel(packers.parts, [&](std::size_t part) {
+      for (std::size_t tile = packers.begin(part); tile < packers.begin(part + 1); ++tile)
+        pack_tile(x_ + (rows.begin + tiles.begin(tile)) * shape_.inner, tiles.size(tile), shape_.inner,
+                  to + tiles.begin(tile) * packed_inner(shape_.inner));
+    });
+    return {to, rows.begin, tiles, shape_.inner};
+  }
+
+  void multiply_by_blocks(const Split& blocks, const Parallel& parallel) const {
+    parallel(blocks.parts, [&](std::size_t block) {
+      const Rows rows = pack({blocks.begin(block), blocks.size(block)}, serial());
+      multiply(rows, {0, rows.tiles.parts}, {0, panels_});
+    });
+  }
+
+  void multiply(const Rows& rows, const Parallel& parallel) const {
+    const std::size_t wanted = kTasksPerThread * parallel.threads();
+    const Split blocks = in_parts_of(rows.tiles.parts, kMostBlockTiles);
+    const Split parts{panels_,
+                      std::clamp<std::size_t>(panels_ / kFewestPanels, 1, ceil_div(wanted, blocks.parts))};
+    parallel(blocks.parts * parts.parts, [&](std::size_t task) {
+      const std::size_t block = task / parts.parts, part = task % parts.parts;
+      multiply(rows, {blocks.begin(block), blocks.size(block)}, {parts.begin(part), parts.size(part)});
+    });
+  }
+
+  void multiply(const Rows& rows, Range tiles, Range panels) const {
     const Split groups = in_parts_of(panels.size, tile_panels(rows.most()));
     for (std::size_t group = 0; group < groups.parts; ++group) {
       const std::size_t next = group + 1 < groups.parts ? group + 1 : group;
       for (std::size_t tile = tiles.begin; tile < tiles.begin + tiles.size; ++tile) {
         const bool last = tile + 1 == tiles.begin + tiles.size;
-        F32Tile t = at(rows, first_row, tile, panels.begin + groups.begin(group), groups.size(group));
+        F32Tile t = at(rows, tile, panels.begin + groups.begin(group), groups.size(group));
         t.from_memory = tile == tiles.begin;
         if (last) t.upcoming = packed_ + (panels.begin + groups.begin(next)) * shape_.inner * kPanelColumns;
         linear_f32_tile(t);
@@ -102,12 +143,11 @@ class Product {
     }
   }
 
-  F32Tile at(const Rows& rows, std::size_t first_row, std::size_t tile, std::size_t panel,
-             std::size_t count) const {
-    const std::size_t row = rows.tiles.begin(tile), column = panel * kPanelColumns;
-    const std::size_t origin = (first_row + row) * shape_.columns + column;
+  F32Tile at(const Rows& rows, std::size_t tile, std::size_t panel, std::size_t count) const {
+    const std::size_t column = panel * kPanelColumns;
+    const std::size_t origin = (rows.first_row + rows.tiles.begin(tile)) * shape_.columns + column;
     F32Tile t{};
-    t.x = rows.x + row * (rows.most() > kRowsInPlace ? packed_inner(rows.inner) : rows.inner);
+    t.x = rows.tile(tile);
     t.panels = t.upcoming = packed_ + panel * shape_.inner * kPanelColumns;
     t.bias = epilogue_.bias == nullptr ? nullptr : epilogue_.bias + column;
     t.residual = epilogue_.residual == nullptr ? nullptr : epilogue_.residual + origin;
@@ -122,6 +162,7 @@ class Product {
   }
 
   const LinearShape shape_;
+  const float* x_;
   const float* packed_;
   const Epilogue epilogue_;
   float* y_;
@@ -133,23 +174,7 @@ class Product {
 void linear_f32(const LinearShape& shape, const float* x, const float* packed, const Epilogue& epilogue,
                 float* y, const Parallel& parallel) {
   if (shape.rows == 0 || shape.columns == 0) return;
-  const Product product(shape, packed, epilogue, y);
-  if (shape.rows <= kRowsInPlace) return product.multiply({x, {shape.rows, 1}, shape.inner}, 0, parallel);
-  const std::size_t row_floats = packed_inner(shape.inner);
-  const std::size_t slab_rows = std::max(kSlabBytes / (row_floats * sizeof(float)), 4 * kMostRows);
-  const Split slabs = in_parts_of(shape.rows, slab_rows);
-  float* const copy = scratch(ceil_div(shape.rows, slabs.parts) * row_floats);
-  for (std::size_t slab = 0; slab < slabs.parts; ++slab) {
-    const std::size_t first = slabs.begin(slab);
-    const Split tiles = in_parts_of(slabs.size(slab), kMostRows);
-    const Split packers{tiles.parts, tiles.parts < 4 ? 1 : std::min(tiles.parts, 2 * parallel.threads())};
-    parallel(packers.parts, [&](std::size_t part) {
-      for (std::size_t tile = packers.begin(part); tile < packers.begin(part + 1); ++tile)
-        pack_tile(x + (first + tiles.begin(tile)) * shape.inner, tiles.size(tile), shape.inner,
-                  copy + tiles.begin(tile) * row_floats);
-    });
-    product.multiply({copy, tiles, shape.inner}, first, parallel);
-  }
+  Product(shape, x, packed, epilogue, y).multiply(parallel);
 }
 
 }  // namespace vlrt::kernels
