@@ -65,7 +65,7 @@ class GraphCache:
         """The cached graph, every byte of it checked; `None` where there is none for this machine."""
         if not self._entry.is_dir():
             if any(self._all.glob(f"{self._kind}-*")):
-                self._say("is from another processor or onnxruntime")
+                self._say("is from another processor, onnxruntime or vlrt")
             return None
         try:
             record = json.loads((self._entry / _RECORD).read_text("utf-8"))
