@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -106,6 +107,8 @@ def main() -> None:
         write_checkpoint(chosen.only_write, chosen.layers, chosen.width)
         return
     with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
+        # Prepared forms of graphs this large would push everything else out of the user's own cache.
+        os.environ["VLRT_CACHE"] = str(Path(scratch) / "cache")
         sizes = ["--layers", str(chosen.layers), "--width", str(chosen.width)]
         subprocess.run([sys.executable, __file__, *sizes, "--only-write", scratch], check=True)
         export(Path(scratch), (Path(scratch) / "model.safetensors").stat().st_size / 1e9, chosen.precision)
