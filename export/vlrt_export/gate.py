@@ -17,7 +17,7 @@ from vlrt.manifest import Manifest, Measurement
 from vlrt_export.calibration import Calibration
 from vlrt_export.gate_metrics import Metric, metrics_of
 from vlrt_export.gate_parts import sensitive_parts
-from vlrt_export.gate_speed import Speed, executed_kernels, measure_speed
+from vlrt_export.gate_speed import Speed, executed_kernels, measure_speed, times_run
 from vlrt_export.reduced_graph import INT4, KINDS, Candidate, Workshop
 from vlrt_export.trial import Record, TrialSessions
 
@@ -242,7 +242,7 @@ class Gate:
                 continue
             ran = executed_kernels(_written(one.candidate), records[role].calls[0])
             wanted = sum(one.candidate.kernels.values())
-            found = sum(min(ran[name], count) for name, count in one.candidate.kernels.items())
+            found = sum(min(times_run(ran, name), count) for name, count in one.candidate.kernels.items())
             note = ", ".join(f"{count} {name}" for name, count in ran.most_common(6))
             ending = (float(found), float(wanted), *_engine(), f"one call ran {note}")
             yield Measurement(f"gate, {role}", "reduced kernels in the profile", *ending, better="higher")

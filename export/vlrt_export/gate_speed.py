@@ -29,6 +29,9 @@ _SHAPES = 4
 _TOGETHER = 4 << 30
 """Bytes of an fp32 graph beyond which its reduced forms are not in memory together."""
 
+_OURS = {"DynamicQuantizeMatMul": "LinearInt8"}
+"""Operators that a graph asks for, and our own kernels that run in their place where the processor has them."""
+
 Written = tuple[GraphSpec, Path]
 
 
@@ -108,6 +111,11 @@ def executed_kernels(written: Written, call: Call) -> Counter[str]:
     if not found:
         raise VlrtError(f"the profile of `{path.name}` names no kernels", "use a version of onnxruntime that does")
     return found
+
+
+def times_run(ran: Counter[str], operator: str) -> int:
+    """How often what a graph asks for ran, by onnxruntime's kernel or by ours."""
+    return ran[operator] + ran[_OURS.get(operator, "")]
 
 
 def _ran(event: Mapping[str, object]) -> bool:

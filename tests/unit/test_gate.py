@@ -72,9 +72,12 @@ def lines(bundle: Bundle) -> dict[tuple[str, str], float]:
     return {(m.stage, m.metric): m.value for m in bundle.manifest.certificate}
 
 
-@pytest.mark.parametrize("precision", ["int8", "auto"])
+@pytest.mark.parametrize(("precision", "kernels"), [("int8", "0"), ("int8", "always"), ("auto", "1")])
 @pytest.mark.usefixtures("fast")
-def test_a_reduced_bundle_carries_its_figures(wide: Path, tmp_path: Path, precision: str) -> None:
+def test_a_reduced_bundle_carries_its_figures(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, kernels: str
+) -> None:
+    monkeypatch.setenv("VLRT_KERNELS", kernels)
     told: list[str] = []
     reduce_bundle(Bundle.open(wide), tmp_path / "reduced", wish(precision), progress=told.append)
     bundle = Bundle.open(tmp_path / "reduced")
