@@ -18,8 +18,8 @@ struct AttentionShape {
 };
 
 // `query` [batch, heads, queries, width], `key` [batch, heads, keys, width], `value` [batch, heads, keys,
-// value_width], `out` [batch, heads, queries, value_width] and `mask`, which is added to the scores (or null),
-// [batch, heads, queries as token, keys as lane]: each lies in memory as its strides say.
+// value_width], `out` [batch, heads, queries, value_width] and `mask`, which is added to the scores (or
+// null), [batch, heads, queries as token, keys as lane]: each lies in memory as its strides say.
 struct Attended {
   const float *query, *key, *value, *mask;
   float* out;
@@ -28,9 +28,9 @@ struct Attended {
 
 // out = softmax(scale * query key^T + mask) value, in float32.
 //
-// Keys pass block by block under a running maximum (Milakov and Gimelshein, "Online normalizer calculation for
-// softmax", 2018, algorithm 3; Dao et al., "FlashAttention", 2022, algorithm 1). Masks of minus infinity count as
-// the lowest finite number, so a query whose keys are all masked gets the mean of the values, as
+// Keys pass block by block under a running maximum (Milakov and Gimelshein, "Online normalizer calculation
+// for softmax", 2018, algorithm 3; Dao et al., "FlashAttention", 2022, algorithm 1). Masks of minus infinity
+// count as the lowest finite number, so a query whose keys are all masked gets the mean of the values, as
 // torch.nn.functional.scaled_dot_product_attention gives with masks of torch.finfo(torch.float32).min.
 //
 // A query's result depends neither on the other queries nor on the threads; only whether there are at most

@@ -1,19 +1,18 @@
-#include <immintrin.h>
-
 #include <algorithm>
 
 #include "attention_pack.h"
+#include "simd_avx512.h"
 
 namespace vlrt::kernels {
 
 namespace {
 
-__mmask8 first(std::size_t count) {
+VLRT_VECTOR __mmask8 first(std::size_t count) {
   return static_cast<__mmask8>((1u << count) - 1u);
 }
 
 // Eight vectors as the rows of a square: turned about its diagonal.
-void transpose(__m256 (&rows)[kGroup]) {
+VLRT_VECTOR void transpose(__m256 (&rows)[kGroup]) {
   __m256 pairs[kGroup], fours[kGroup];
   for (std::size_t i = 0; i < 4; ++i) {
     pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
@@ -33,30 +32,67 @@ void transpose(__m256 (&rows)[kGroup]) {
   }
 }
 
+// Masked stores are slow, so whole groups go without.
+VLRT_VECTOR void store(float* target, __m256 values, std::size_t kept) {
+  if (kept == kGroup) {
+    _mm256_storeu_ps(target, values);
+  } else {
+    _mm256_mask_storeu_ps(target, first(kept), values);
+  }
+}
+
+VLRT_VECTOR __m256 load(const float* source, std::size_t count) {
+  return count == kGroup ? _mm256_loadu_ps(source) : _mm256_maskz_loadu_ps(first(count), source);
+}
+
+// Rows lie far apart, where the processor does not look ahead by itself. Past the end nothing is fetched.
+VLRT_VECTOR void fetch(const float* source) {
+  _mm_prefetch(reinterpret_cast<const char*>(source), _MM_HINT_T0);
+}
+
+constexpr std::ptrdiff_t kColumnsAhead = 16;
+
 void copy_columns(const float* source, const Grid& grid, float factor, float* target,
-                  std::ptrdiff_t target_step, __mmask8 kept) {
-  const __mmask8 loaded = first(grid.rows);
+                  std::ptrdiff_t target_step, std::size_t kept) {
   for (std::size_t column = 0; column < grid.columns; ++column) {
-    const __m256 values = _mm256_mul_ps(_mm256_maskz_loadu_ps(loaded, source), _mm256_set1_ps(factor));
-    _mm256_mask_storeu_ps(target, kept, values);
+    fetch(source + kColumnsAhead * grid.column_step);
+    store(target, _mm256_mul_ps(load(source, grid.rows), _mm256_set1_ps(factor)), kept);
     source += grid.column_step;
     target += target_step;
   }
 }
 
+// At most eight columns.
+VLRT_VECTOR void turn_square(const float* source, const Grid& grid, std::size_t columns, float factor,
+                             float* target, std::ptrdiff_t target_step, std::size_t kept) {
+  __m256 rows[kGroup];
+#pragma GCC unroll 8
+  for (std::size_t row = 0; row < kGroup; ++row) {
+    rows[row] = _mm256_setzero_ps();
+    if (row < grid.rows) {
+      fetch(source + static_cast<std::ptrdiff_t>(kGroup) * grid.row_step);
+      rows[row] = _mm256_mul_ps(load(source, columns), _mm256_set1_ps(factor));
+      source += grid.row_step;
+    }
+  }
+  transpose(rows);
+#pragma GCC unroll 8
+  for (std::size_t column = 0; column < kGroup; ++column) {
+    if (column < columns) store(target, rows[column], kept);
+    target += target_step;
+  }
+}
+
 void turn_rows(const float* source, const Grid& grid, float factor, float* target, std::ptrdiff_t target_step,
-               __mmask8 kept) {
+               std::size_t kept) {
+  Grid whole = grid;
+  whole.rows = kGroup;
   for (std::size_t column = 0; column < grid.columns; column += kGroup) {
     const std::size_t columns = std::min(kGroup, grid.columns - column);
-    __m256 rows[kGroup];
-    for (std::size_t row = 0; row < kGroup; ++row) {
-      const __mmask8 loaded = row < grid.rows ? first(columns) : __mmask8{0};
-      const std::ptrdiff_t skipped = row < grid.rows ? static_cast<std::ptrdiff_t>(row) * grid.row_step : 0;
-      rows[row] = _mm256_mul_ps(_mm256_maskz_loadu_ps(loaded, source + skipped), _mm256_set1_ps(factor));
-    }
-    transpose(rows);
-    for (std::size_t i = 0; i < columns; ++i) {
-      _mm256_mask_storeu_ps(target + static_cast<std::ptrdiff_t>(i) * target_step, kept, rows[i]);
+    if (grid.rows == kGroup && columns == kGroup) {
+      turn_square(source, whole, kGroup, factor, target, target_step, kGroup);
+    } else {
+      turn_square(source, grid, columns, factor, target, target_step, kept);
     }
     source += kGroup;
     target += static_cast<std::ptrdiff_t>(kGroup) * target_step;
@@ -81,9 +117,9 @@ void interleave_avx512(const float* source, const Grid& grid, float factor, floa
                        std::ptrdiff_t target_step, bool keep) {
   const std::size_t filled = keep ? grid.rows : kGroup;
   if (grid.row_step == 1) {
-    copy_columns(source, grid, factor, target, target_step, first(filled));
+    copy_columns(source, grid, factor, target, target_step, filled);
   } else if (grid.column_step == 1) {
-    turn_rows(source, grid, factor, target, target_step, first(filled));
+    turn_rows(source, grid, factor, target, target_step, filled);
   } else {
     copy_each(source, grid, factor, target, target_step, filled);
   }

@@ -16,7 +16,7 @@ inline constexpr std::size_t kTileVectors = 3;
 inline constexpr std::size_t kTileQueries = 16 * kTileVectors;
 
 // Keys between two looks at the maximum: weights of a block (48 KB) stay in the second cache.
-inline constexpr std::size_t kBlockKeys = 256;
+inline constexpr std::size_t kBlockKeys = 128;
 
 inline constexpr std::size_t rounded_up(std::size_t count, std::size_t multiple) {
   return (count + multiple - 1) / multiple * multiple;

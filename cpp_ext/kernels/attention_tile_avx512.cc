@@ -14,11 +14,23 @@ const float* at(const float* base, const Strides& steps, std::size_t batch, std:
          static_cast<std::ptrdiff_t>(head) * steps.head + static_cast<std::ptrdiff_t>(token) * steps.token;
 }
 
+// GCC would rather load a vector again for each of the eight products than keep it, and loads are scarce.
+VLRT_VECTOR void keep_in_register(__m512& x) {
+#if defined(__GNUC__)
+  asm("" : "+v"(x));
+#else
+  (void)x;
+#endif
+}
+
 template <std::size_t N>
 VLRT_VECTOR void add_products(const float* eight, const float* lanes, Vectors<N> (&sums)[kGroup]) {
   __m512 factors[N];
 #pragma GCC unroll 3
-  for (std::size_t n = 0; n < N; ++n) factors[n] = _mm512_loadu_ps(lanes + kLanes * n);
+  for (std::size_t n = 0; n < N; ++n) {
+    factors[n] = _mm512_loadu_ps(lanes + kLanes * n);
+    keep_in_register(factors[n]);
+  }
 #pragma GCC unroll 8
   for (std::size_t i = 0; i < kGroup; ++i) {
     const __m512 one = _mm512_set1_ps(eight[i]);
@@ -118,13 +130,17 @@ class Tile {
 
   // Scores become weights.
   void weigh(std::size_t keys, const Vectors<N>& fading) {
-    Vectors<N> sums;
-    for (std::size_t n = 0; n < N; ++n) sums[n] = _mm512_setzero_ps();
+    Vectors<N> greatest, sums;
+    for (std::size_t n = 0; n < N; ++n) {
+      greatest[n] = greatest_[n];
+      sums[n] = _mm512_setzero_ps();
+    }
     float* scores = scratch_.scores;
     for (std::size_t i = 0; i < keys; ++i, scores += kStep) {
 #pragma GCC unroll 3
       for (std::size_t n = 0; n < N; ++n) {
-        const __m512 weight = exp2_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + kLanes * n), greatest_[n]));
+        const __m512 score = _mm512_loadu_ps(scores + kLanes * n);
+        const __m512 weight = exp2_ps(_mm512_sub_ps(score, greatest[n]));
         _mm512_storeu_ps(scores + kLanes * n, weight);
         sums[n] = _mm512_add_ps(sums[n], weight);
       }
