@@ -15,9 +15,14 @@ constexpr std::size_t kMostBlockTiles = 4;
 // With so many blocks of rows a thread, all columns of a block are one task; with fewer, the columns are
 // split too.
 constexpr std::size_t kBlocksPerThread = 4;
-constexpr std::size_t kTasksPerThread = 16;
-constexpr std::size_t kFewestPanels = 4;    // in a task: as many places of memory are read at once
+constexpr std::size_t kTasksPerThread = 8;
+// Panels of a task at least: in decoding as many as are read at once; else some groups, since a task's first
+// group comes from memory while the others were fetched beside the products before.
+constexpr std::size_t kFewestPanels = 4, kFewestPanelsPacked = 12;
 constexpr std::size_t kTilesPerPacker = 4;  // fewer are not worth another thread
+
+// So far ahead memory is asked for, in lines of a panel.
+constexpr std::size_t kAhead = kBlockInner;
 
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) {
   return (a + b - 1) / b;
@@ -119,10 +124,10 @@ class Product {
   }
 
   void multiply(const Rows& rows, const Parallel& parallel) const {
+    const std::size_t fewest = rows.most() > kRowsInPlace ? kFewestPanelsPacked : kFewestPanels;
     const std::size_t wanted = kTasksPerThread * parallel.threads();
     const Split blocks = in_parts_of(rows.tiles.parts, kMostBlockTiles);
-    const Split parts{panels_,
-                      std::clamp<std::size_t>(panels_ / kFewestPanels, 1, ceil_div(wanted, blocks.parts))};
+    const Split parts{panels_, std::clamp<std::size_t>(panels_ / fewest, 1, ceil_div(wanted, blocks.parts))};
     parallel(blocks.parts * parts.parts, [&](std::size_t task) {
       const std::size_t block = task / parts.parts, part = task % parts.parts;
       multiply(rows, {blocks.begin(block), blocks.size(block)}, {parts.begin(part), parts.size(part)});
@@ -132,23 +137,40 @@ class Product {
   void multiply(const Rows& rows, Range tiles, Range panels) const {
     const Split groups = in_parts_of(panels.size, tile_panels(rows.most()));
     for (std::size_t group = 0; group < groups.parts; ++group) {
-      const std::size_t next = group + 1 < groups.parts ? group + 1 : group;
-      for (std::size_t tile = tiles.begin; tile < tiles.begin + tiles.size; ++tile) {
-        const bool last = tile + 1 == tiles.begin + tiles.size;
-        F32Tile t = at(rows, tile, panels.begin + groups.begin(group), groups.size(group));
-        t.from_memory = tile == tiles.begin;
-        if (last) t.upcoming = packed_ + (panels.begin + groups.begin(next)) * shape_.inner * kPanelColumns;
+      const std::size_t next = std::min(group + 1, groups.parts - 1);
+      const float* const upcoming = panel(panels.begin + groups.begin(next));
+      for (std::size_t tile = 0; tile < tiles.size; ++tile) {
+        F32Tile t = at(rows, tiles.begin + tile, panels.begin + groups.begin(group), groups.size(group));
+        const bool cold = tile == 0 && (group == 0 || tiles.size == 1);
+        t.fetch = cold         ? ahead(t.panels, upcoming)
+                  : group == 0 ? share(upcoming, tile - 1, tiles.size - 1)
+                               : share(upcoming, tile, tiles.size);
         linear_f32_tile(t);
       }
     }
   }
 
-  F32Tile at(const Rows& rows, std::size_t tile, std::size_t panel, std::size_t count) const {
-    const std::size_t column = panel * kPanelColumns;
+  // Panels that nobody has asked for: these themselves, a little ahead, and the next ones when they come to
+  // an end.
+  Fetch ahead(const float* panels, const float* upcoming) const {
+    const std::size_t turn = shape_.inner / kBlockInner * kBlockInner;
+    return {panels + kAhead * kPanelColumns, upcoming, kPanelColumns, turn < kAhead ? 0 : turn - kAhead};
+  }
+
+  // The tiles of a group fetch the next group together, so that memory is busy all the while.
+  Fetch share(const float* upcoming, std::size_t part, std::size_t parts) const {
+    const std::size_t step = kPanelColumns / parts;
+    return {upcoming + part * step * shape_.inner, nullptr, step, shape_.inner};
+  }
+
+  const float* panel(std::size_t index) const { return packed_ + index * shape_.inner * kPanelColumns; }
+
+  F32Tile at(const Rows& rows, std::size_t tile, std::size_t first_panel, std::size_t count) const {
+    const std::size_t column = first_panel * kPanelColumns;
     const std::size_t origin = (rows.first_row + rows.tiles.begin(tile)) * shape_.columns + column;
     F32Tile t{};
     t.x = rows.tile(tile);
-    t.panels = t.upcoming = packed_ + panel * shape_.inner * kPanelColumns;
+    t.panels = panel(first_panel);
     t.bias = epilogue_.bias == nullptr ? nullptr : epilogue_.bias + column;
     t.residual = epilogue_.residual == nullptr ? nullptr : epilogue_.residual + origin;
     t.y = y_ + origin;

@@ -20,17 +20,24 @@ constexpr std::size_t tile_panels(std::size_t rows) {
   return rows <= 9 ? 3 : 2;
 }
 
+// Lines of every panel that are asked for on the way, long before they are read: `step` floats further at
+// each element of `inner`; at the element `turn` it goes on at `then`.
+struct Fetch {
+  const float* at;
+  const float* then;
+  std::size_t step, turn;
+};
+
 struct F32Tile {
   const float* x;       // up to `kRowsInPlace` rows: [rows, inner]; else packed: [ceil(inner / 16)][rows][16]
   const float* panels;  // [panel_count][inner][16]
-  const float* upcoming;  // the panels to be read after these: fetched on the way
+  Fetch fetch;
   const float* bias;      // of these columns, or null
   const float* residual;  // at this tile, or null
   float* y;               // at this tile
   std::size_t rows, inner, panel_count;
   std::size_t row_columns;  // from one row of y (and residual) to the next
   std::size_t columns;      // of y from here on: what is beyond is not written
-  bool from_memory;         // the panels are read for the first time
   Activation activation;
 };
 

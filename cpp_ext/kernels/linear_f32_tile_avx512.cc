@@ -8,8 +8,6 @@
 namespace vlrt::kernels {
 namespace {
 
-// So far ahead memory is asked for, in steps of `inner` (64 bytes of each panel).
-constexpr std::size_t kAheadSteps = 16;
 constexpr std::size_t kMostSums = kMostRows * 2 * kPanelColumns;
 
 template <std::size_t R, std::size_t P>
@@ -20,12 +18,12 @@ struct Sums {
 // One step of `inner`: a line of each panel, an element of each row.
 template <std::size_t R, std::size_t P>
 VLRT_VECTOR void multiply_step(Sums<R, P>& sums, const float* x, std::size_t row_stride, const float* panels,
-                               std::size_t panel_stride, std::ptrdiff_t ahead) {
+                               std::size_t panel_stride, const float* fetch) {
   __m512 w[P];
 #pragma GCC unroll 4
   for (std::size_t p = 0; p < P; ++p) {
     w[p] = _mm512_load_ps(panels + p * panel_stride);
-    _mm_prefetch(reinterpret_cast<const char*>(panels + p * panel_stride) + ahead, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(fetch + p * panel_stride), _MM_HINT_T0);
   }
 #pragma GCC unroll 14
   for (std::size_t r = 0; r < R; ++r) {
@@ -41,25 +39,18 @@ void sum_products(const F32Tile& tile, float* to) {
   const std::size_t panel_stride = tile.inner * kPanelColumns;
   const std::size_t row_stride = packed ? kBlockInner : tile.inner;
   const std::size_t block_stride = packed ? kBlockInner * R : kBlockInner;
-  // Panels from memory are asked for a little ahead, and the next panels when these come to their end; panels
-  // that lie in the cache leave the time to ask for the next ones whole.
-  const std::ptrdiff_t to_upcoming =
-      reinterpret_cast<const char*>(tile.upcoming) - reinterpret_cast<const char*>(tile.panels);
-  constexpr std::ptrdiff_t step_bytes = kPanelColumns * sizeof(float);
-  const std::size_t turn = tile.from_memory && tile.inner > kAheadSteps ? tile.inner - kAheadSteps : 0;
   Sums<R, P> sums;
   for (auto& row : sums.at)
     for (auto& sum : row) sum = _mm512_setzero_ps();
   const float* x = tile.x;
   const float* panels = tile.panels;
+  const float* fetch = tile.fetch.at;
   for (std::size_t k = 0; k < tile.inner; k += kBlockInner, x += block_stride) {
-    const std::ptrdiff_t ahead = !tile.from_memory ? to_upcoming
-                                 : k < turn ? static_cast<std::ptrdiff_t>(kAheadSteps) * step_bytes
-                                            : to_upcoming - static_cast<std::ptrdiff_t>(turn) * step_bytes;
+    if (k == tile.fetch.turn) fetch = tile.fetch.then;
     const std::size_t steps = std::min(kBlockInner, tile.inner - k);
 #pragma GCC unroll 2
-    for (std::size_t step = 0; step < steps; ++step, panels += kPanelColumns)
-      multiply_step(sums, x + step, row_stride, panels, panel_stride, ahead);
+    for (std::size_t step = 0; step < steps; ++step, panels += kPanelColumns, fetch += tile.fetch.step)
+      multiply_step(sums, x + step, row_stride, panels, panel_stride, fetch);
   }
   for (std::size_t r = 0; r < R; ++r)
     for (std::size_t p = 0; p < P; ++p) _mm512_store_ps(to + (r * P + p) * kPanelColumns, sums.at[r][p]);
