@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include "activations.h"
 #include "parallel.h"
 
 namespace vlrt::kernels {
@@ -11,15 +12,16 @@ struct ConvShape {
   std::size_t batch, inputs, outputs, height, width;
 };
 
-// What is added to a convolution: `bias` [outputs], `shift` [batch, outputs], `residual` as y; each may be
-// null.
+// What is added to a convolution, `bias` [outputs], `shift` [batch, outputs], `residual` as y, each of which
+// may be null; and what is made of the sum.
 struct ConvEpilogue {
   const float *bias, *shift, *residual;
+  Activation activation;
 };
 
-// y = conv(x, w) + bias + shift + residual, with a quarter of the direct form's products (Lavin and Gray,
-// arXiv 1509.09308, section 4.1: F(4x4, 3x3), here at the points 0, +-5/8, +-3/2 and infinity, which lose
-// three times less than 0, +-1, +-2: at most 1e-5 of the largest value over 2560 inputs).
+// y = act(conv(x, w) + bias + shift + residual), with a quarter of the direct form's products (Lavin and
+// Gray, arXiv 1509.09308, section 4.1: F(4x4, 3x3), here at the points 0, +-5/8, +-3/2 and infinity, which
+// lose three times less than 0, +-1, +-2: at most 1e-5 of the largest value over 2560 inputs).
 //
 // `x` [batch, inputs, height, width], `y` [batch, outputs, height, width]; `packed` [ceil(outputs /
 // 16)][inputs][9][16], 64-byte aligned, zeros beyond the last output. Filters are transformed anew in every

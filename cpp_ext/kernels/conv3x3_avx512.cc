@@ -16,7 +16,7 @@ constexpr size_t kGroup = 16;    // outputs of a register tile, and what filters
 constexpr size_t kGroups = 2;    // of a task
 constexpr size_t kInputs = 160;  // summed before the sum is put away: their filters fit a core's own cache,
                                  // and less is lost than in one long sum
-constexpr size_t kPad = 16;  // floats between matrices: else they share lines of the cache
+constexpr size_t kPad = 16;      // floats between matrices: else they share lines of the cache
 constexpr size_t kProducts = kGroup * kPlaces * kBlockTiles;  // of a group and a block
 
 // Blocks that are computed together: many, as the filters are transformed for each lot; no more than fit a

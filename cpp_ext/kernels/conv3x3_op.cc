@@ -1,12 +1,11 @@
-// The operator `Conv3x3`: Y = conv(X, W) + bias + shift + residual, stride 1, padding 1.
+// The operator `Conv3x3`: Y = act(conv(X, W) + bias + shift + residual), stride 1, padding 1.
 #include "conv3x3.h"
+#include "linear_node.h"
 #include "operator.h"
 #include "operators.h"
 
 namespace vlrt::ort {
 namespace {
-
-constexpr std::size_t kGroup = 16;  // outputs that are packed together
 
 class Conv3x3 {
  public:
@@ -21,8 +20,8 @@ class Conv3x3 {
   explicit Conv3x3(const Setup& setup)
       : inputs_(setup.size("in_channels")),
         outputs_(setup.size("out_channels")),
-        weights_(setup,
-                 {1, "W", (outputs_ + kGroup - 1) / kGroup * kGroup * inputs_ * 9, sizeof(float), true}),
+        activation_(activation_named(setup.text("activation"))),
+        weights_(setup, {1, "W", round_up(outputs_, kPanel) * inputs_ * 9, sizeof(float), true}),
         bias_(setup, {2, "bias", outputs_, sizeof(float)}) {}
 
   void run(Run& run) const {
@@ -39,7 +38,8 @@ class Conv3x3 {
     float* to = run.output(y);
     if (y.count() == 0) return;
     kernels::conv3x3_f32(shape, x.floats(), weights_.get<float>(run),
-                         {bias_.get<float>(run), shift.floats(), residual.floats()}, to, run.parallel());
+                         {bias_.get<float>(run), shift.floats(), residual.floats(), activation_}, to,
+                         run.parallel());
   }
 
  private:
@@ -49,6 +49,7 @@ class Conv3x3 {
   }
 
   std::size_t inputs_, outputs_;
+  kernels::Activation activation_;
   Weights weights_, bias_;
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "activations_avx512.h"
 #include "minimal_filtering_avx512.h"
 
 namespace vlrt::kernels {
@@ -167,7 +168,7 @@ void transform_products(const ConvShape& shape, const TileBlock& block, const fl
         __m512 sum = _mm512_add_ps(shift, _mm512_maskz_loadu_ps(mask, places[i] + kTile * run.first + x));
         if (epilogue.residual)
           sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, epilogue.residual + at + x));
-        _mm512_mask_storeu_ps(y + at + x, mask, sum);
+        _mm512_mask_storeu_ps(y + at + x, mask, activate_ps(epilogue.activation, sum));
       }
     }
   }

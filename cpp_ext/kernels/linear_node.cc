@@ -3,7 +3,6 @@
 #include <utility>
 
 namespace vlrt::ort {
-namespace {
 
 kernels::Activation activation_named(const std::string& name) {
   using kernels::Activation;
@@ -20,8 +19,6 @@ kernels::Activation activation_named(const std::string& name) {
   }
   throw Failure("unknown activation `" + name + "`");
 }
-
-}  // namespace
 
 LinearNode::LinearNode(const Setup& setup, std::size_t bias)
     : inner_(setup.size("inner")),

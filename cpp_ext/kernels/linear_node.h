@@ -11,6 +11,9 @@ namespace vlrt::ort {
 // Columns that are packed together.
 inline constexpr std::size_t kPanel = 16;
 
+// Throws `Failure` where there is none.
+kernels::Activation activation_named(const std::string& name);
+
 inline std::size_t round_up(std::size_t value, std::size_t unit) {
   return (value + unit - 1) / unit * unit;
 }

@@ -54,9 +54,10 @@ Case random_case(const ConvShape& shape) {
   return made;
 }
 
-std::vector<float> convolved(Case& made, const Parallel& parallel) {
+std::vector<float> convolved(Case& made, const Parallel& parallel,
+                             kernels::Activation activation = kernels::Activation::none) {
   std::vector<float> y(made.count());
-  const kernels::ConvEpilogue epilogue{made.bias.data(), made.shift.data(), made.residual.data()};
+  const kernels::ConvEpilogue epilogue{made.bias.data(), made.shift.data(), made.residual.data(), activation};
   kernels::conv3x3_f32(made.shape, made.x.data(), made.packed.as<float>(), epilogue, y.data(), parallel);
   return y;
 }
@@ -127,12 +128,21 @@ TEST(convolutions_depend_on_neither_threads_nor_other_pictures) {
   CHECK(std::memcmp(second.data(), together.data() + outputs, outputs * sizeof(float)) == 0);
 }
 
+TEST(an_activation_follows_the_sum) {
+  if (kernels::level() < kernels::Level::avx512) return;
+  Case made = random_case({1, 4, 3, 5, 6});
+  const std::vector<float> plain = convolved(made, kernels::serial());
+  const std::vector<float> y = convolved(made, kernels::serial(), kernels::Activation::relu);
+  for (std::size_t at = 0; at < y.size(); ++at) CHECK(y[at] == std::max(plain[at], 0.0F));
+}
+
 TEST(a_convolution_may_overwrite_its_residual) {
   if (kernels::level() < kernels::Level::avx512) return;
   Case made = random_case({2, 18, 20, 6, 10});
   const std::vector<float> expected = convolved(made, kernels::serial());
   std::vector<float> y = made.residual;
-  const kernels::ConvEpilogue epilogue{made.bias.data(), made.shift.data(), y.data()};
+  const kernels::ConvEpilogue epilogue{made.bias.data(), made.shift.data(), y.data(),
+                                       kernels::Activation::none};
   kernels::conv3x3_f32(made.shape, made.x.data(), made.packed.as<float>(), epilogue, y.data(),
                        kernels::serial());
   CHECK(y == expected);

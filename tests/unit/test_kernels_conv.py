@@ -41,7 +41,7 @@ def open_convolution(
     """A session of one `Conv3x3`; `added`: s for a shift, r for a residual."""
     constants = {"w": packed(weights)} | ({} if bias is None else {"b": bias})
     order = " ".join(["x", "w", "-" if bias is None else "b", *added])
-    sizes = {"in_channels": weights.shape[1], "out_channels": weights.shape[0]}
+    sizes = {"in_channels": weights.shape[1], "out_channels": weights.shape[0], "activation": "none"}
     return twins.open_model(twins.operator_model("Conv3x3", dict.fromkeys(("x", *added), 4), constants, order, **sizes))
 
 

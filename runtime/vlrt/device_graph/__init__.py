@@ -1,5 +1,5 @@
 """Graphs rewritten for the processor at hand, without an ONNX library: our operators in the place of others."""
 
-from vlrt.device_graph.rewrite import VERSION, Counts, rewrite
+from vlrt.device_graph.rewrite import VERSION, Counts, keeps_channels_apart, rewrite
 
-__all__ = ["VERSION", "Counts", "rewrite"]
+__all__ = ["VERSION", "Counts", "keeps_channels_apart", "rewrite"]

@@ -42,6 +42,13 @@ def pack_bytes(name: str, weight: Array) -> Tensor:
     return Tensor(name, dims, INT8, made=partial(_byte_blocks, weight))
 
 
+def pack_filters(name: str, weight: Array) -> Tensor:
+    """Filters `[outputs, inputs, 3, 3]` of float32 as `[ceil(outputs / 16), inputs, 9, 16]`, with zeros beyond."""
+    outputs, inputs = weight.shape[:2]
+    dims = (-(-outputs // LANES), inputs, 9, LANES)
+    return Tensor(name, dims, FLOAT, made=partial(_float_blocks, weight.reshape(outputs, -1), True))
+
+
 def sums_of_columns(weight: Array) -> Array:
     """What each column of an int8 weight `[inner, columns]` adds up to, int32 `[columns]`."""
     sums: Array = weight.sum(axis=0, dtype=np.int32)

@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlrt.device_graph.attention import ATTENTION, replace_attention
+from vlrt.device_graph.convolution import CONV3X3, is_mostly_ours, replace_convolutions
 from vlrt.device_graph.linear import replace_products
 from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.products import LINEAR, LINEAR_INT8
 from vlrt.device_graph.shape_rules import infer
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same graph would be rewritten differently, so that what was kept of before is made again."""
 
 _AVX512, _VNNI = 1, 2
 """Levels of kernels, each with those below it."""
 
-_OPERATORS = {ATTENTION: _AVX512, LINEAR: _AVX512, LINEAR_INT8: _VNNI}
+_OPERATORS = {ATTENTION: _AVX512, CONV3X3: _AVX512, LINEAR: _AVX512, LINEAR_INT8: _VNNI}
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,24 @@ def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
     shapes = infer(model)
     if ATTENTION in operators:
         replace_attention(model, shapes)
+    if CONV3X3 in operators:
+        replace_convolutions(model, shapes)
     replace_products(model, shapes, operators)
     model.remove_unused()
     counts = count(model)
     if counts.ours:
         model.write(graph, weights)
     return counts
+
+
+def keeps_channels_apart(source: Path) -> bool:
+    """Whether onnxruntime should leave pictures in planes of channels when it optimises a graph for `rewrite`.
+
+    Raises:
+        ValueError: not a graph that is understood.
+        OSError: the file cannot be read.
+    """
+    return is_mostly_ours(Model(source))
 
 
 def count(model: Model) -> Counts:

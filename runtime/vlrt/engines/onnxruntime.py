@@ -65,12 +65,14 @@ class Form:
         kernels: it has operators of our own.
         save_to: where to save it as it is optimised now.
         runs: whether it will run, or is only optimised and saved.
+        blocked: whether onnxruntime may bring pictures into its own layout, where channels stand in blocks.
     """
 
     optimised: bool = False
     kernels: bool = False
     save_to: Path | None = None
     runs: bool = True
+    blocked: bool = True
 
 
 PLAIN = Form()
@@ -80,16 +82,15 @@ class OnnxRuntimeSession:
     """One ONNX graph loaded by ONNX Runtime; see `vlrt.engines.session.Session`."""
 
     def __init__(self, spec: GraphSpec, path: Path, options: EngineOptions, form: Form = PLAIN) -> None:
-        self.spec = spec
+        self.spec, self.path, self.device = spec, path, options.device
         library = load_library()
         provider = find_provider(library, options.device)
         if path.suffix != ".onnx":
             raise BundleError(f"`{path.name}` is not an ONNX graph by its name", "export the bundle again")
-        settings = _settings(library, options, path.stem)
+        settings = _settings(library, options, Path(spec.file).stem)
         _set_form(library, settings, form)
         try:
-            # By default the Python wrapper falls back to the CPU, when it loads a graph and again when one fails.
-            self._session = library.InferenceSession(str(path), settings, providers=[provider], enable_fallback=0)
+            self._session = library.InferenceSession(str(path), settings, providers=[provider], **_arguments(form))
         except Exception as error:  # noqa: BLE001 - onnxruntime raises one plain Exception class per status
             what = f"`{path.name}` cannot be loaded by onnxruntime: {_first_line(error)}"
             raise BundleError(what, "copy the bundle again, or export it again") from None
@@ -207,6 +208,12 @@ def _settings(library: ModuleType, options: EngineOptions, stem: str) -> Any:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / stem)
     return settings
+
+
+def _arguments(form: Form) -> dict[str, Any]:
+    # By default the Python wrapper falls back to the CPU, when it loads a graph and again when one fails.
+    without = {} if form.blocked else {"disabled_optimizers": ["NchwcTransformer"]}
+    return {"enable_fallback": 0, **without}
 
 
 def _set_form(library: ModuleType, settings: Any, form: Form) -> None:

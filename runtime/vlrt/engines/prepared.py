@@ -86,7 +86,8 @@ def _prepare(spec: GraphSpec, path: Path, options: EngineOptions, folder: Path) 
     """Writes the prepared form of a graph into an empty folder: rewritten, or as onnxruntime optimised it."""
     saved = folder / _SAVED / GRAPH
     saved.parent.mkdir()
-    OnnxRuntimeSession(spec, path, replace(options, profile=None), Form(save_to=saved, runs=False))
+    form = Form(save_to=saved, runs=False, blocked=not _keeps_channels_apart(path))
+    OnnxRuntimeSession(spec, path, replace(options, profile=None), form)
     try:
         counts = device_graph.rewrite(saved, folder / REWRITTEN, folder / REWRITTEN_WEIGHTS, custom_kernels.level())
         ours = bool(counts.ours)
@@ -101,3 +102,10 @@ def _prepare(spec: GraphSpec, path: Path, options: EngineOptions, folder: Path) 
             os.rename(file, folder / file.name)
     shutil.rmtree(saved.parent)
     return folder / (REWRITTEN if ours else GRAPH)
+
+
+def _keeps_channels_apart(path: Path) -> bool:
+    try:
+        return device_graph.keeps_channels_apart(path)
+    except ValueError:  # which `rewrite` will tell, or not find in what onnxruntime makes of it
+        return False
