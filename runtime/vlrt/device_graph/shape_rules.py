@@ -55,6 +55,18 @@ def _product(known: Shapes, node: Node) -> _Shapes:
     return [None if leading is None else (*leading, rows, columns)]
 
 
+def _reordered(turn: Callable[[Shape], Shape]) -> Callable[[Shapes, Node], _Shapes]:
+    """A picture in another order of memory, where the shape is told as `[N, C, H, W]`; plain ones may be turned."""
+
+    def rule(known: Shapes, node: Node) -> _Shapes:
+        shape, channels = known.get(node.inputs[0]), node.whole("channels", 0)
+        if shape is not None and channels:  # the blocks may hold more
+            shape = (shape[0], channels, *shape[2:])
+        return [turn(shape) if shape is not None and node.whole("channels_last", 0) else shape]
+
+    return rule
+
+
 def _transposed(known: Shapes, node: Node) -> _Shapes:
     shape, order = known.get(node.inputs[0]), node.wholes("perm")
     if shape is None:
@@ -214,8 +226,7 @@ _SAME = (
     "Identity InstanceNormalization LayerNormalization Neg Not QuantizeLinear RMSNormalization Relu Sigmoid "
     "SimplifiedLayerNormalization Sin Softmax Sqrt Tanh Trilu com.microsoft.FastGelu com.microsoft.Gelu "
     "com.microsoft.GroupNorm com.microsoft.QuickGelu com.microsoft.RotaryEmbedding "
-    "com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization "
-    "com.microsoft.nchwc.ReorderInput com.microsoft.nchwc.ReorderOutput"
+    "com.microsoft.SkipLayerNormalization com.microsoft.SkipSimplifiedLayerNormalization"
 )
 _ELEMENTWISE = (
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Pow Sub Where com.microsoft.BiasGelu"
@@ -234,6 +245,8 @@ _RULES: dict[str, Callable[[Shapes, Node], _Shapes]] = {
     **dict.fromkeys(("Resize", "com.microsoft.nchwc.Upsample"), _resized),
     "Range": _ranged,
     **dict.fromkeys(("com.microsoft.GroupQueryAttention", "com.microsoft.MultiHeadAttention"), _attended),
+    "com.microsoft.nchwc.ReorderInput": _reordered(lambda shape: (shape[0], shape[-1], *shape[1:-1])),
+    "com.microsoft.nchwc.ReorderOutput": _reordered(lambda shape: (shape[0], *shape[2:], shape[1])),
     "Transpose": _transposed,
     "Reshape": _reshaped,
     "Expand": _expanded,

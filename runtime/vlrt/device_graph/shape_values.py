@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 from vlrt.device_graph.model import Dim
 from vlrt.device_graph.nodes import Node
-from vlrt.device_graph.shapes import Shapes, multiplied
+from vlrt.device_graph.shapes import Shapes, expressed, multiplied
 
 
 def value_of_shape(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
@@ -41,20 +42,24 @@ def _value_kept(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
     return known.value(node.inputs[0])
 
 
-def _product_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
-    parts = [known.value(name) for name in node.inputs]
-    if any(part is None or len(part) != 1 for part in parts):
-        return None
-    return (multiplied([part[0] for part in parts if part]),)
+def _single_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
+    value = known.value(node.inputs[0])
+    return value if value is not None and len(value) == 1 else None
 
 
-def _quotient_value(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
-    left, right = known.value(node.inputs[0]), known.value(node.inputs[1])
-    if left is None or right is None or len(left) != 1 or len(right) != 1:
-        return None
-    (number,), (divisor,) = left, right
-    both = isinstance(number, int) and isinstance(divisor, int) and divisor > 0 and number >= 0
-    return (int(number) // int(divisor),) if both else None
+def _computed(sign: str, compute: Callable[[int, int], int]) -> Callable[[Shapes, Node], tuple[Dim, ...] | None]:
+    """Arithmetic of single numbers; where one has only a name, so has the result: how it is computed."""
+
+    def rule(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
+        left, right = known.value(node.inputs[0]), known.value(node.inputs[1])
+        if left is None or right is None or len(left) != 1 or len(right) != 1 or right == (0,):
+            return None
+        (first,), (second,) = left, right
+        if isinstance(first, int) and isinstance(second, int):
+            return (compute(first, second),)
+        return (multiplied([first, second]) if sign == "*" else expressed(first, sign, second),)
+
+    return rule
 
 
 VALUES: dict[str, Callable[[Shapes, Node], tuple[Dim, ...] | None]] = {
@@ -62,8 +67,11 @@ VALUES: dict[str, Callable[[Shapes, Node], tuple[Dim, ...] | None]] = {
     "Concat": _joined_value,
     "Gather": _picked_value,
     "Slice": _sliced_value,
-    "Mul": _product_value,
-    "Div": _quotient_value,
+    "Add": _computed("+", operator.add),
+    "Sub": _computed("-", operator.sub),
+    "Mul": _computed("*", operator.mul),
+    "Div": _computed("/", lambda first, second: int(first / second)),  # towards zero, as ONNX divides
+    "Reshape": _single_value,
     **dict.fromkeys(("Cast", "Unsqueeze", "Squeeze", "Identity"), _value_kept),
 }
 """Operator -> the whole numbers that it gives out, where they describe a shape."""

@@ -100,6 +100,11 @@ def multiplied(sizes: Sequence[Dim]) -> Dim:
     return _joined(*_factors(sizes))
 
 
+def expressed(first: Dim, sign: str, second: Dim) -> str:
+    """A name for what is computed of two sizes."""
+    return f"({first} {sign} {second})".replace(_TIMES, " * ")
+
+
 def _joined(number: int, names: Counter[str]) -> Dim:
     if not names:
         return number
