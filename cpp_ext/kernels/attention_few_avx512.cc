@@ -151,6 +151,7 @@ struct Kernels {
 constexpr Kernels kKernels[] = {{1, multiply_rows<1>, weigh_all_rows<1>},
                                 {2, multiply_rows<2>, weigh_all_rows<2>},
                                 {4, multiply_rows<4>, weigh_all_rows<4>},
+                                {5, multiply_rows<5>, weigh_all_rows<5>},
                                 {kPassQueries, multiply_rows<kPassQueries>, weigh_all_rows<kPassQueries>}};
 
 void add_mask(const float* mask, std::ptrdiff_t step, std::size_t keys, float* scores) {
