@@ -5,49 +5,56 @@
 namespace vlrt::ort {
 
 Layout layout_named(const std::string& name) {
-  if (name == "bhtd") return Layout::bhtd;
-  if (name == "bhdt") return Layout::bhdt;
-  if (name == "bthd") return Layout::bthd;
-  if (name == "bt(hd)") return Layout::bt_hd;
+  if (name == "bhtd") return {Axes::bhtd};
+  if (name == "bhdt") return {Axes::bhdt};
+  if (name == "bthd") return {Axes::bthd};
+  if (name == "bt(hd)") return {Axes::bt_hd};
+  constexpr std::size_t kDigit = 7;  // bt(hd) 2/3
+  const auto digit = [&name](std::size_t at) { return static_cast<std::size_t>(name[at] - '0'); };
+  if (name.size() == kDigit + 3 && name.starts_with("bt(hd) ") && name[kDigit + 1] == '/') {
+    const Layout found{Axes::bt_hd, digit(kDigit), digit(kDigit + 2)};
+    if (1 <= found.part && found.part <= found.parts && found.parts <= 9) return found;
+  }
   throw Failure("unknown layout `" + name + "`");
 }
 
 Sizes sizes_of(const Shape& shape, Layout layout, std::size_t heads, const char* name) {
-  const std::size_t rank = layout == Layout::bt_hd ? 3 : 4;
+  const std::size_t rank = layout.axes == Axes::bt_hd ? 3 : 4;
   if (shape.rank != rank) {
     throw Failure(std::string("`") + name + "` is " + shape.text() + ", expected " + std::to_string(rank) +
                   " axes");
   }
   const auto at = [&shape](std::size_t axis) { return static_cast<std::size_t>(shape.sizes[axis]); };
-  switch (layout) {
-    case Layout::bhtd:
+  switch (layout.axes) {
+    case Axes::bhtd:
       return {at(0), at(1), at(2), at(3)};
-    case Layout::bhdt:
+    case Axes::bhdt:
       return {at(0), at(1), at(3), at(2)};
-    case Layout::bthd:
+    case Axes::bthd:
       return {at(0), at(2), at(1), at(3)};
-    case Layout::bt_hd:
+    case Axes::bt_hd:
       break;
   }
-  if (at(2) % heads != 0) {
-    const std::string expected = ", expected a multiple of " + std::to_string(heads) + " heads at the end";
+  const std::size_t all = heads * layout.parts;
+  if (at(2) % all != 0) {
+    const std::string expected = ", expected a multiple of " + std::to_string(all) + " heads at the end";
     throw Failure(std::string("`") + name + "` is " + shape.text() + expected);
   }
-  return {at(0), heads, at(1), at(2) / heads};
+  return {at(0), heads, at(1), at(2) / all};
 }
 
 Shape shape_of(const Sizes& sizes, Layout layout) {
   const auto shape = [](auto... axes) {
     return Shape{{static_cast<std::int64_t>(axes)...}, sizeof...(axes)};
   };
-  switch (layout) {
-    case Layout::bhtd:
+  switch (layout.axes) {
+    case Axes::bhtd:
       return shape(sizes.batch, sizes.heads, sizes.tokens, sizes.width);
-    case Layout::bhdt:
+    case Axes::bhdt:
       return shape(sizes.batch, sizes.heads, sizes.width, sizes.tokens);
-    case Layout::bthd:
+    case Axes::bthd:
       return shape(sizes.batch, sizes.tokens, sizes.heads, sizes.width);
-    case Layout::bt_hd:
+    case Axes::bt_hd:
       break;
   }
   return shape(sizes.batch, sizes.tokens, sizes.heads * sizes.width);
@@ -57,17 +64,22 @@ kernels::Strides strides_of(const Sizes& sizes, Layout layout) {
   const auto heads = static_cast<std::ptrdiff_t>(sizes.heads),
              tokens = static_cast<std::ptrdiff_t>(sizes.tokens),
              width = static_cast<std::ptrdiff_t>(sizes.width);
-  const std::ptrdiff_t one_batch = heads * tokens * width;
-  switch (layout) {
-    case Layout::bhtd:
+  const auto parts = static_cast<std::ptrdiff_t>(layout.parts);
+  const std::ptrdiff_t one_batch = heads * tokens * width * parts;
+  switch (layout.axes) {
+    case Axes::bhtd:
       return {one_batch, tokens * width, width, 1};
-    case Layout::bhdt:
+    case Axes::bhdt:
       return {one_batch, tokens * width, 1, tokens};
-    case Layout::bthd:
-    case Layout::bt_hd:
+    case Axes::bthd:
+    case Axes::bt_hd:
       break;
   }
-  return {one_batch, width, heads * width, 1};
+  return {one_batch, width, heads * width * parts, 1};
+}
+
+std::size_t offset_of(const Sizes& sizes, Layout layout) {
+  return (layout.part - 1) * sizes.heads * sizes.width;
 }
 
 kernels::Strides mask_strides(const Shape& mask, const kernels::AttentionShape& scores) {
@@ -79,7 +91,7 @@ kernels::Strides mask_strides(const Shape& mask, const kernels::AttentionShape& 
     const auto size = static_cast<std::size_t>(mask.sizes[mask.rank - back]);
     const std::size_t axis = full.size() - back;
     if (size != 1 && size != full[axis]) {
-      const Shape wanted = shape_of({full[0], full[1], full[2], full[3]}, Layout::bhtd);
+      const Shape wanted = shape_of({full[0], full[1], full[2], full[3]}, {Axes::bhtd});
       throw Failure("the mask is " + mask.text() + ", which does not broadcast to " + wanted.text());
     }
     strides[axis] = size == 1 ? 0 : step;

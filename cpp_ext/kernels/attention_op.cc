@@ -18,7 +18,9 @@ class Attention {
         query_layout_(layout_named(setup.text("query_layout"))),
         key_layout_(layout_named(setup.text("key_layout"))),
         value_layout_(layout_named(setup.text("value_layout"))),
-        output_layout_(layout_named(setup.text("output_layout"))) {}
+        output_layout_(layout_named(setup.text("output_layout"))) {
+    if (output_layout_.parts != 1) throw Failure("the output is a part of nothing");
+  }
 
   void run(Run& run) const {
     const Tensor query = run.input(0), key = run.input(1), value = run.input(2), mask = run.input(3);
@@ -29,9 +31,9 @@ class Attention {
     const Sizes out{q.batch, q.heads, q.tokens, v.width};
     const kernels::AttentionShape shape{q.batch, q.heads, q.tokens, k.tokens, q.width, v.width, scale_};
     kernels::Attended attended{};
-    attended.query = query.floats();
-    attended.key = key.floats();
-    attended.value = value.floats();
+    attended.query = query.floats() + offset_of(q, query_layout_);
+    attended.key = key.floats() + offset_of(k, key_layout_);
+    attended.value = value.floats() + offset_of(v, value_layout_);
     attended.mask = mask.floats();
     attended.query_at = strides_of(q, query_layout_);
     attended.key_at = repeated(strides_of(k, key_layout_), k, q);

@@ -84,6 +84,19 @@ def convolution(
     return Case(name, f"({given}) => (float[{out or 'batch,40,length,rows'}] y)", body, ours, weights)
 
 
+def grouped(name: str, body: str, ours: str = "1 GroupNorm", one: str = "", weights: str = "") -> Case:
+    signature = "(float[batch,6,length,rows] x) => (float[batch,6,length,rows] y)"
+    before = f"p = Reshape(x, parted) {one} n = LayerNormalization<axis=-1, epsilon=0.001>(p, one)"
+    return Case(
+        name,
+        signature,
+        f"{before} w = Shape(x) j = Reshape(n, w) f = Mul(j, s) {body}",
+        ours,
+        weights or "float[6,1,1] s, float[6,1,1] bias, float one",
+        "int64[3] parted = {0, 2, -1}",
+    )
+
+
 KEYS = PARTED + "kk = Transpose<perm=[0,1,3,2]>(kt)"
 ENDS = "m = MatMul(p, vt) n = Transpose<perm=[0,2,1,3]>(m) y = Reshape(n, whole)"
 
@@ -170,6 +183,16 @@ FOUND = [
     convolution(
         "a shift of each picture, then a residual", f"a = {CONV}(x, w, bias) b = Add(a, t) c = Add(b, r) y = Relu(c)"
     ),
+    grouped("a group norm", "y = Add(f, bias)"),
+    grouped("a group norm and SiLU", "a = Add(bias, f) b = Sigmoid(a) y = Mul(a, b)"),
+    attention(
+        "attention to the parts of one product",
+        "qs, ks, vs = Split<axis=2, num_outputs=3>(qkv) "
+        + re.sub(r"Reshape\((\w),", r"Reshape(\1s,", KEYS)
+        + "s = MatMul(qt, kk) p = Softmax<axis=-1>(s)"
+        + ENDS,
+        more=", float[batch,length,36] qkv",
+    ),
     attention("onnxruntime's attention", f"y = {MICROSOFT}.MultiHeadAttention<num_heads=3, scale=0.3>(q, k, v)"),
 ]
 
@@ -202,6 +225,7 @@ LEFT = [
         BYTES + ", int8[24] one",
     ),
     bytewise("unsigned bytes", f"y = {MICROSOFT}.DynamicQuantizeMatMul(x, w, s)", "", "uint8[8,24] w, float[24] s"),
+    grouped("a group norm of a part", "y = Add(f, bias)", "", weights="float[6,1,1] s, float[6,4,1] bias, float one"),
     convolution("a second residual", f"a = {CONV}(x, w) b = Add(a, r) y = Add(b, r)"),
     convolution("a convolution in groups", "y = Conv<pads=[1,1,1,1], group=8>(x, w)", "", "float[40,4,3,3] w"),
     convolution("a window of another size", "y = Conv<pads=[2,2,2,2]>(x, w)", "", "float[40,32,5,5] w"),
@@ -316,6 +340,11 @@ def test_rewritten_graphs_compute_the_same(case: Case, tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5 * max(1, np.abs(values).max()))
+
+
+def test_parts_of_a_product_are_read_where_they_lie(tmp_path: Path) -> None:
+    case = next(case for case in FOUND if case.name == "attention to the parts of one product")
+    assert rewritten(case, tmp_path)[2].others == {}
 
 
 def test_lower_levels_leave_the_rest_to_onnxruntime(tmp_path: Path) -> None:

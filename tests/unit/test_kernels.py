@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,6 +123,16 @@ def test_attention_in_every_layout(twins: ModuleType, layout: tuple[str, ...], q
     np.testing.assert_allclose(y, exact, rtol=0, atol=3e-6)
 
 
+@needs_fp32
+@pytest.mark.parametrize("queries", [1, 29])
+def test_attention_to_parts_of_one_tensor(twins: ModuleType, queries: int) -> None:
+    sides = [draw(2, 3, queries, 24, seed=seed) for seed in range(3)]
+    whole = np.concatenate([twins.laid_out(side, "bt(hd)") for side in sides], axis=2)
+    layout = ("bt(hd) 1/3", "bt(hd) 2/3", "bt(hd) 3/3", "bt(hd)")
+    (y,) = twins.open_model(attention_model(twins, [3] * 3, 0, layout)).run(None, dict.fromkeys("qkv", whole))
+    np.testing.assert_allclose(y, twins.laid_out(twins.attention(*sides, 0.0, 0.2), "bt(hd)"), rtol=0, atol=3e-6)
+
+
 def attention_model(
     twins: ModuleType, ranks: list[int], mask: int, layout: tuple[str, ...], **changes: Any
 ) -> onnx.ModelProto:
@@ -225,9 +236,10 @@ def test_layouts_that_fit_not_are_refused(
 
 
 @needs_fp32
-def test_an_unknown_layout_is_refused_when_it_is_loaded(twins: ModuleType) -> None:
-    with pytest.raises(Exception, match="Attention: unknown layout `thbd`"):
-        twins.open_model(attention_model(twins, [4, 4, 4], 0, ("bhtd", "thbd", "bhtd", "bhtd")))
+@pytest.mark.parametrize("layout", ["thbd", "bt(hd) 0/3", "bt(hd) 4/3", "bt(hd) 1/", "bhtd 1/2"])
+def test_an_unknown_layout_is_refused_when_it_is_loaded(twins: ModuleType, layout: str) -> None:
+    with pytest.raises(Exception, match=f"Attention: unknown layout `{re.escape(layout)}`"):
+        twins.open_model(attention_model(twins, [4, 4, 4], 0, ("bhtd", layout, "bhtd", "bhtd")))
 
 
 @needs_fp32

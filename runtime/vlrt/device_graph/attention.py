@@ -15,6 +15,9 @@ _JOINED = "bt(hd)"
 _LAYOUTS = ("bhtd", "bhdt", "bthd")
 """Orders of batch, head, token and dimension that our operator reads and writes where they lie, beside `_JOINED`."""
 
+_MOST_PARTS = 9
+"""Parts of one tensor that our operator tells apart."""
+
 _PRODUCTS = ("MatMul", "com.microsoft.FusedMatMul")
 
 
@@ -178,9 +181,20 @@ def _absorb_before(model: Model, shapes: Shapes, side: _Side) -> _Side:
                 return side
             side = _Side(node.inputs[0], source)
         elif node.kind == "Reshape" and _is_joined(side.layout, shapes.get(node.inputs[0]), shapes.get(side.name)):
-            return _Side(node.inputs[0], _JOINED)
+            return _whole(model, shapes, _Side(node.inputs[0], _JOINED))
         else:
             return side
+
+
+def _whole(model: Model, shapes: Shapes, side: _Side) -> _Side:
+    """The tensor that a side is one of several equal parts of, as a product of queries, keys and values gives them."""
+    node = model.producer(side.name)
+    if node is None or node.kind != "Split" or not 1 < len(node.outputs) <= _MOST_PARTS:
+        return side
+    parts = {shapes.get(name) for name in node.outputs}
+    if node.whole("axis", 0) not in (2, -1) or len(parts) != 1 or not isinstance((parts.pop() or ("",))[-1], int):
+        return side
+    return _Side(node.inputs[0], f"{_JOINED} {node.outputs.index(side.name) + 1}/{len(node.outputs)}")
 
 
 def _absorb_after(model: Model, shapes: Shapes, name: str, side: _Side) -> tuple[list[Node], str]:
@@ -225,5 +239,6 @@ def _replace_operator(model: Model, shapes: Shapes, node: Node) -> None:
     if any(shape is None or len(shape) != 3 for shape in found):
         return
     scale = node.number("scale", 0.0) or 1.0 / math.sqrt(query[-1] // heads)
-    sides = [_Side(name, _JOINED) for name in (*node.inputs[:_MOST_PLAIN], node.outputs[0])]
-    model.replace([node], _operator(_Scores((), sides[0], sides[1], scale), sides[2], sides[3], heads))
+    sides = [_whole(model, shapes, _Side(name, _JOINED)) for name in node.inputs[:_MOST_PLAIN]]
+    out = _Side(node.outputs[0], _JOINED)
+    model.replace([node], _operator(_Scores((), sides[0], sides[1], scale), sides[2], out, heads))
