@@ -9,5 +9,6 @@ const CustomOp* linear_op();
 const CustomOp* linear_int8_op();
 const CustomOp* attention_op();
 const CustomOp* conv3x3_op();
+const CustomOp* group_norm_op();
 
 }  // namespace vlrt::ort

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlrt.device_graph.attention import ATTENTION, replace_attention
 from vlrt.device_graph.convolution import CONV3X3, is_mostly_ours, replace_convolutions
+from vlrt.device_graph.group_norm import GROUP_NORM, replace_group_norms
 from vlrt.device_graph.linear import replace_products
 from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.products import LINEAR, LINEAR_INT8
@@ -19,7 +20,7 @@ VERSION = 3
 _AVX512, _VNNI = 1, 2
 """Levels of kernels, each with those below it."""
 
-_OPERATORS = {ATTENTION: _AVX512, CONV3X3: _AVX512, LINEAR: _AVX512, LINEAR_INT8: _VNNI}
+_OPERATORS = {ATTENTION: _AVX512, CONV3X3: _AVX512, GROUP_NORM: _AVX512, LINEAR: _AVX512, LINEAR_INT8: _VNNI}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
     shapes = infer(model)
     if ATTENTION in operators:
         replace_attention(model, shapes)
+    if GROUP_NORM in operators:
+        replace_group_norms(model, shapes)
     if CONV3X3 in operators:
         replace_convolutions(model, shapes)
     replace_products(model, shapes, operators)
