@@ -1,5 +1,9 @@
 #include "linear_int8.h"
 
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
 #include <algorithm>
 
 #include "linear_int8_finish.h"
@@ -10,12 +14,20 @@ namespace vlrt::kernels {
 
 namespace {
 
-constexpr std::size_t kLeastTask = std::size_t{64}
-                                   << 10;  // bytes of weights: some microseconds, as waking a thread takes
-constexpr std::size_t kMostTask = std::size_t{256} << 10;
-constexpr std::size_t kMostBlock = std::size_t{384}
-                                   << 10;  // bytes of x: stay in a core's own cache beside weights
-constexpr std::size_t kPanelsAtOnce = 4;
+// Bytes of weights in a task: some microseconds at least, as waking a thread takes.
+constexpr std::size_t kLeastTask = std::size_t{64} << 10;
+constexpr std::size_t kMostTask = std::size_t{512} << 10;
+// Bytes of x in a task: so many stay in a core's own cache beside weights.
+constexpr std::size_t kMostBlock = std::size_t{384} << 10;
+constexpr std::size_t kPanelsAtOnce = 4, kFewTiles = 16;
+
+void prefetch_for_write(const float* line) {
+#if defined(__GNUC__)
+  __builtin_prefetch(line, 1);
+#else
+  _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+#endif
+}
 
 std::size_t pieces(std::size_t whole, std::size_t piece) {
   return (whole + piece - 1) / piece;
@@ -48,36 +60,49 @@ struct Split {
   }
 };
 
-// As many tasks as keep `threads` busy to the end, even where one is held up, and none too small.
+// As many tasks as keep `threads` busy to the end, even where one is held up, and none too small. Where
+// memory is what takes time, few: each reads on where it has begun.
 Split split(const Product& product, std::size_t threads) {
-  const std::size_t tiles = product.x.tiles(), panels = product.panels();
-  const std::size_t bytes = panels * product.panel_bytes(),
-                    most = std::max<std::size_t>(bytes * tiles / kLeastTask, 1);
-  const std::size_t wanted = threads * pieces(bytes * std::min<std::size_t>(tiles, 8), threads * kMostTask);
+  const std::size_t tiles = product.x.tiles(), panels = product.panels(),
+                    bytes = panels * product.panel_bytes();
+  const std::size_t most = std::max<std::size_t>(bytes * tiles / kLeastTask, 1);
+  const std::size_t wanted = threads * pieces(bytes * std::min(tiles, kFewTiles), threads * kMostTask);
   const std::size_t parts = std::clamp<std::size_t>(wanted, 1, std::min(pieces(panels, kPanelsAtOnce), most));
   const std::size_t blocks = std::max(pieces(product.x.bytes(), kMostBlock), pieces(4 * threads, parts));
-  return {tiles, std::clamp<std::size_t>(blocks, 1, std::min(tiles, std::max<std::size_t>(most / parts, 1))),
-          panels, parts};
+  const std::size_t most_blocks = std::clamp<std::size_t>(most / parts, 1, tiles);
+  return {tiles, std::clamp<std::size_t>(blocks, 1, most_blocks), panels, parts};
 }
 
-// Tile `tile` times `count` panels, `apart` panels from each other.
-void multiply_tile(const Product& product, std::size_t tile, std::size_t panel, std::size_t count,
-                   std::size_t apart) {
+// `count` panels, `apart` panels from each other.
+struct Panels {
+  std::size_t first, count, apart;
+
+  std::size_t operator[](std::size_t index) const { return first + index * apart; }
+};
+
+// Asks for the lines of y that a tile will write: stores that miss wait for each other.
+void expect(const Product& product, std::size_t tile, const Panels& panels) {
+  for (std::size_t row = product.x.first_row(tile); row < product.x.first_row(tile + 1); ++row) {
+    for (std::size_t index = 0; index < panels.count; ++index) {
+      prefetch_for_write(product.y + row * product.columns.count + panels[index] * kPanelColumns);
+    }
+  }
+}
+
+void multiply_tile(const Product& product, std::size_t tile, const Panels& panels) {
   alignas(64) std::int32_t sums[kTileSums];
   const std::size_t row = product.x.first_row(tile), rows = product.x.tile_rows(tile);
-  Int8Tile numbers{product.x.tile(tile), {}, rows, count, product.x.steps()};
-  for (std::size_t index = 0; index < count; ++index) {
-    numbers.panels[index] = product.packed + (panel + index * apart) * product.panel_bytes();
+  Int8Tile numbers{product.x.tile(tile), {}, rows, panels.count, product.x.steps()};
+  for (std::size_t index = 0; index < panels.count; ++index) {
+    numbers.panels[index] = product.packed + panels[index] * product.panel_bytes();
   }
+  expect(product, tile, panels);
   sum_products(numbers, sums);
-  for (std::size_t index = 0; index < count; ++index) {
-    const Int8Panel done{row,
-                         rows,
-                         panel + index * apart,
-                         product.x.scales() + row,
-                         sums + index * kPanelColumns,
-                         count * kPanelColumns};
-    finish_panel(done, product.columns, product.epilogue, product.y);
+  const RowScale* scales = product.x.scales() + row;
+  const std::size_t stride = panels.count * kPanelColumns;
+  for (std::size_t index = 0; index < panels.count; ++index) {
+    finish_panel({row, rows, panels[index], scales, sums + index * kPanelColumns, stride}, product.columns,
+                 product.epilogue, product.y);
   }
 }
 
@@ -89,7 +114,7 @@ void multiply(const Product& product, const Task& task) {
     const std::size_t apart = (task.end_panel - panel) / count;
     for (std::size_t index = 0; index < apart; ++index) {
       for (std::size_t tile = task.first_tile; tile < task.end_tile; ++tile) {
-        multiply_tile(product, tile, panel + index, count, apart);
+        multiply_tile(product, tile, {panel + index, count, apart});
       }
     }
     panel += apart * count;

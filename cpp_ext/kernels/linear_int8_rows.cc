@@ -7,8 +7,6 @@ namespace vlrt::kernels {
 namespace {
 
 constexpr std::size_t kGroupRows = 4;
-constexpr std::size_t kGroups = QuantisedRows::kTileRows / kGroupRows;
-constexpr std::size_t kSerialFloats = 16384;  // so many are quantised before other threads have woken
 
 void grow(AlignedBuffer& buffer, std::size_t bytes) {
   if (buffer.size() < bytes) buffer = AlignedBuffer(bytes);
@@ -24,18 +22,18 @@ void QuantisedRows::reserve(std::size_t rows, std::size_t steps) {
   tiles_ = (rows + kTileRows - 1) / kTileRows;
 }
 
-void QuantisedRows::quantise_group(const float* x, std::size_t inner, std::size_t tile, std::size_t group) {
-  const std::size_t rows = tile_rows(tile), from = group * kGroupRows, row = first_row(tile) + from;
-  if (from >= rows) return;
-  std::uint8_t* out = bytes_.as<std::uint8_t>() + (first_row(tile) * steps_ + from) * 4;
-  quantise_rows(x + row * inner, std::min(rows - from, kGroupRows), inner, rows * 4, out,
-                scales_.as<RowScale>() + row);
+void QuantisedRows::quantise_tile(const float* x, std::size_t inner, std::size_t tile) {
+  const std::size_t first = first_row(tile), rows = tile_rows(tile);
+  std::uint8_t* out = bytes_.as<std::uint8_t>() + first * steps_ * 4;
+  for (std::size_t row = 0; row < rows; row += kGroupRows) {
+    quantise_rows(x + (first + row) * inner, std::min(rows - row, kGroupRows), inner, rows * 4, out + row * 4,
+                  scales_.as<RowScale>() + first + row);
+  }
 }
 
 void QuantisedRows::quantise(const float* x, std::size_t rows, std::size_t inner, const Parallel& parallel) {
   reserve(rows, (inner + 3) / 4);
-  const auto group = [&](std::size_t index) { quantise_group(x, inner, index / kGroups, index % kGroups); };
-  (rows * inner <= kSerialFloats ? serial() : parallel)(tiles_ * kGroups, group);
+  parallel(tiles_, [&](std::size_t tile) { quantise_tile(x, inner, tile); });
 }
 
 }  // namespace vlrt::kernels

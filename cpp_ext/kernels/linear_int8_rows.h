@@ -43,7 +43,7 @@ class QuantisedRows {
 
  private:
   void reserve(std::size_t rows, std::size_t steps);
-  void quantise_group(const float* x, std::size_t inner, std::size_t tile, std::size_t group);
+  void quantise_tile(const float* x, std::size_t inner, std::size_t tile);
 
   std::size_t rows_ = 0, tiles_ = 0, steps_ = 0;
   AlignedBuffer bytes_, scales_;
