@@ -25,6 +25,7 @@ from vlrt.decode import DecodeOptions
 from vlrt.engines import EngineOptions
 from vlrt.errors import UsageError, VlrtError
 from vlrt.image import load
+from vlrt.product_kernels import describe_kernels
 from vlrt.verify import SENTENCES, synthetic_picture
 
 DECODING = ("caption", "answer")
@@ -85,6 +86,7 @@ class Report:
         result: what the task gave, to show that it did its work.
         versus, roofline: of `vlrt bench --vs` and of its page, as JSON values.
         stage_steps: latency of one step of every diffusion stage.
+        kernels: whose kernels run the products, in words; see `describe_kernels`.
     """
 
     task: str
@@ -105,6 +107,7 @@ class Report:
     versus: dict[str, Any] | None = None
     roofline: dict[str, Any] | None = None
     stage_steps: dict[str, Latency] = field(default_factory=dict)
+    kernels: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -171,6 +174,7 @@ def bench(
         machine=machine(),
         versions=versions(),
         stage_steps={name: Latency.of(seconds) for name, seconds in stage_steps.items() if seconds},
+        kernels=describe_kernels(probe.sessions.loaded()),
     )
 
 

@@ -24,8 +24,8 @@ from vlrt.benchmark_probes import open_probe
 from vlrt.bundle import Bundle
 from vlrt.engines import EngineOptions
 from vlrt.errors import VlrtError
+from vlrt.product_kernels import OURS, PRODUCTS
 
-_PRODUCTS = ("MatMul", "Gemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "MatMulNBits")
 _RUNS = 3
 _MEGABYTES = 256
 
@@ -107,12 +107,16 @@ def operations(kernel: Mapping[str, Any]) -> int:
     if not inputs or not outputs:
         return 0
     name, made = kernel["op_name"], math.prod(outputs[0])
+    if name == "Conv3x3":
+        return 2 * made * inputs[0][1] * 9
     if "Conv" in name:
         return 2 * made * math.prod(inputs[1][1:]) if len(inputs) > 1 else 0
+    if name == "Attention" and len(inputs) > 2 and len(inputs[1]) > 2:
+        return 4 * made * max(inputs[1][1:])  # the profile does not tell the layout: the keys are the longest axis
     if name == "FusedMatMul" and len(inputs) > 1:
         batch = math.prod(outputs[0][:-2])
         return 2 * made * math.isqrt(math.prod(inputs[0]) * math.prod(inputs[1]) // max(1, made * batch))
-    return 2 * made * inputs[0][-1] if name in _PRODUCTS and inputs[0] else 0
+    return 2 * made * inputs[0][-1] if name in PRODUCTS + OURS and inputs[0] else 0
 
 
 def _shapes(described: object) -> list[list[int]]:

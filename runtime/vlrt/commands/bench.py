@@ -145,6 +145,8 @@ def _print(report: Report) -> None:
     machine = f"{report.machine['processor']}, {report.threads} threads, {report.device}"
     click.echo(f"{report.task} with {report.bundle} on {machine}")
     click.echo(f"  result            {report.result}")
+    if report.kernels:
+        click.echo(f"  kernels           {report.kernels}")
     if report.process_ms:
         click.echo(f"  whole process     {report.process_ms.p50:9.1f} ms")
     click.echo(f"  load              {report.load_ms:9.1f} ms")

@@ -79,6 +79,10 @@ class Sessions:
             if loading is not None:  # else another thread has released it in between
                 return loading.result()
 
+    def loaded(self) -> list[Session]:
+        """The sessions that were asked for so far; waits for those still loading."""
+        return [self.get(role) for role in list(self._loading)]
+
     def release(self, roles: Iterable[str]) -> None:
         """Forgets the sessions of `roles`; their memory goes back once nothing else holds them."""
         with self._lock:
@@ -106,4 +110,4 @@ class Sessions:
 
     def end_profiles(self) -> list[Path]:
         """Stops profiling every loaded graph and returns the profiles' paths."""
-        return [self.get(role).end_profile() for role in list(self._loading)]
+        return [session.end_profile() for session in self.loaded()]
