@@ -1,23 +1,10 @@
 // Convolutions of 3x3, stride 1 and padding 1, by minimal filtering.
 #pragma once
 
-#include <cstddef>
-
-#include "activations.h"
+#include "conv_shape.h"
 #include "parallel.h"
 
 namespace vlrt::kernels {
-
-struct ConvShape {
-  std::size_t batch, inputs, outputs, height, width;
-};
-
-// What is added to a convolution, `bias` [outputs], `shift` [batch, outputs], `residual` as y, each of which
-// may be null; and what is made of the sum.
-struct ConvEpilogue {
-  const float *bias, *shift, *residual;
-  Activation activation;
-};
 
 // y = act(conv(x, w) + bias + shift + residual), with a quarter of the direct form's products (Lavin and
 // Gray, arXiv 1509.09308, section 4.1: F(4x4, 3x3), here at the points 0, +-5/8, +-3/2 and infinity, which

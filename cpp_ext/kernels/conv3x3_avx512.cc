@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "conv3x3.h"
+#include "conv_products_avx512.h"
 #include "conv_tiles.h"
 #include "conv_transforms_avx512.h"
 #include "scratch.h"
@@ -12,7 +13,6 @@ namespace {
 
 using std::size_t;
 
-constexpr size_t kGroup = 16;    // outputs of a register tile, and what filters are packed by
 constexpr size_t kGroups = 2;    // of a task
 constexpr size_t kInputs = 160;  // summed before the sum is put away: their filters fit a core's own cache,
                                  // and less is lost than in one long sum
@@ -41,19 +41,11 @@ struct Convolution {
   size_t block_stride() const { return kPlaces * stride(); }
 };
 
-// Sums over `inputs` of filters [inputs][16] times tiles [inputs][16], added to `m` [16][36][16] unless
-// `first`. As many lines from `next` on are fetched meanwhile.
+// The products of one group and one block at one place, added to `m` [16][36][16] unless `first`.
 void multiply(size_t inputs, const float* filters, const float* tiles, const float* next, float* m,
               bool first) {
   __m512 sums[kGroup];
-  for (__m512& sum : sums) sum = _mm512_setzero_ps();
-  for (size_t c = 0; c < inputs; ++c) {
-    const __m512 places = _mm512_load_ps(tiles + c * kBlockTiles);
-    _mm_prefetch(reinterpret_cast<const char*>(next + c * kBlockTiles), _MM_HINT_T1);
-    for (size_t row = 0; row < kGroup; ++row) {
-      sums[row] = _mm512_fmadd_ps(_mm512_set1_ps(filters[c * kGroup + row]), places, sums[row]);
-    }
-  }
+  sum_products(inputs, filters, tiles, next, sums);
   for (size_t row = 0; row < kGroup; ++row, m += kPlaces * kBlockTiles) {
     _mm512_store_ps(m, first ? sums[row] : _mm512_add_ps(sums[row], _mm512_load_ps(m)));
   }
@@ -61,7 +53,7 @@ void multiply(size_t inputs, const float* filters, const float* tiles, const flo
 
 // The tiles of all blocks, inputs [from, to).
 void gather(const Convolution& conv, size_t from, size_t to) {
-  const size_t plane = conv.shape.height * conv.shape.width;
+  const size_t plane = conv.shape.plane();
   for (size_t c = from; c < to; ++c) {
     float* vectors = conv.tiles + c * kBlockTiles;
     for (size_t block = conv.first; block < conv.end; ++block, vectors += conv.block_stride()) {
@@ -94,7 +86,7 @@ void add_products(const Convolution& conv, const Part& part, size_t block, float
 }
 
 // Groups [group, group + groups) of outputs of all blocks, to sums [blocks][groups][16][36][16].
-void sum_products(const Convolution& conv, size_t group, size_t groups, float* filters, float* sums) {
+void sum_blocks(const Convolution& conv, size_t group, size_t groups, float* filters, float* sums) {
   for (size_t from = 0; from < conv.shape.inputs; from += kInputs) {
     const Part part{group, groups, from, std::min(kInputs, conv.shape.inputs - from), filters};
     for (size_t g = 0; g < groups; ++g) {
@@ -113,7 +105,7 @@ void convolve(const Convolution& conv, size_t group) {
                inputs = std::min(kInputs, conv.shape.inputs);
   const size_t outputs = std::min(groups * kGroup, conv.shape.outputs - group * kGroup);
   float* m = sums.room((conv.end - conv.first) * groups * kProducts);
-  sum_products(conv, group, groups, filters.room(kPlaces * groups * (kGroup * inputs + kPad)), m);
+  sum_blocks(conv, group, groups, filters.room(kPlaces * groups * (kGroup * inputs + kPad)), m);
   for (size_t block = conv.first; block < conv.end; ++block, m += groups * kProducts) {
     for (size_t row = 0; row < outputs; ++row) {
       transform_products(conv.shape, conv.blocks[block], m + row * kPlaces * kBlockTiles,

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "conv3x3.h"
+#include "conv_shape.h"
 
 namespace vlrt::kernels {
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "conv3x3.h"
+#include "conv_shape.h"
 #include "conv_tiles.h"
 
 namespace vlrt::kernels {

@@ -28,7 +28,7 @@ class Case:
 
     Args:
         name: what it shows.
-        signature: its inputs and outputs; `batch` and `rows` are 2, `length` is 5 when it runs.
+        signature: its inputs and outputs; `batch` is 2, `rows` are 6, `length` is 5 when it runs.
         body: its nodes.
         ours: for example ``2 Linear``.
         weights: those with random values; `s` positive, `one` all ones, `z` all zeros.
@@ -74,6 +74,7 @@ def attention(name: str, body: str, ours: str = "1 Attention", more: str = "", o
 
 
 PARTED = "".join(f"{s}p = Reshape({s}, heads) {s}t = Transpose<perm=[0,2,1,3]>({s}p)" for s in "qkv")
+ONE = "float[40,32,1,1] w, float[40] bias"
 CONV = "Conv<pads=[1,1,1,1]>"
 
 
@@ -178,6 +179,7 @@ FOUND = [
     ),
     convolution("a convolution", f"y = {CONV}(x, w, bias)"),
     convolution("a convolution and ReLU", f"a = {CONV}(x, w, bias) y = Relu(a)"),
+    convolution("a window of one place", "a = Conv(x, w, bias) y = Add(a, r)", "1 Conv1x1", ONE),
     convolution("a convolution with a residual", f"a = {CONV}(x, w) y = Add(r, a)"),
     convolution("a residual, then ReLU", f"a = {CONV}(x, w, bias) b = Add(a, r) y = Relu(b)"),
     convolution(
@@ -192,6 +194,24 @@ FOUND = [
         + "s = MatMul(qt, kk) p = Softmax<axis=-1>(s)"
         + ENDS,
         more=", float[batch,length,36] qkv",
+    ),
+    Case(
+        "attention of beams to their picture's memory",
+        "(float[rows,1,12] q, float[batch,3,7,4] k, float[batch,3,4,7] v) => (float[rows,1,12] y)",
+        "a = Shape<end=1>(k) b = Concat<axis=0>(a, rest) c = Reshape(q, b) d = Transpose<perm=[0,2,3,1]>(c)"
+        " s = MatMul(k, d) p = Softmax<axis=2>(s) m = MatMul(v, p) n = Transpose<perm=[0,3,1,2]>(m)"
+        " e = Shape<end=2>(q) f = Concat<axis=0>(e, width) y = Reshape(n, f)",
+        "1 Attention",
+        constants="int64[3] rest = {-1, 3, 4}, int64[1] width = {12}",
+    ),
+    Case(
+        "a product that attention to a cache takes apart",
+        "(float[batch,1,8] x, float[batch,2,9,8] k, float[batch,2,9,8] v, int32[batch] last, int32[1] total)"
+        " => (float[batch,1,16] y, float[batch,2,9,8] nk, float[batch,2,9,8] nv)",
+        "p = MatMul(x, w) a, b, c = Split<axis=2, num_outputs=3>(p)"
+        f" y, nk, nv = {MICROSOFT}.GroupQueryAttention<num_heads=2, kv_num_heads=2>(a, b, c, k, v, last, total)",
+        "1 Linear",
+        "float[8,48] w",
     ),
     attention("onnxruntime's attention", f"y = {MICROSOFT}.MultiHeadAttention<num_heads=3, scale=0.3>(q, k, v)"),
 ]
@@ -271,7 +291,9 @@ LEFT = [
 
 
 KINDS = {"float": np.float32, "double": np.float64, "int8": np.int8, "uint8": np.uint8}
-SIZES = {"batch": 2, "rows": 2, "length": 5}
+SIZES = {"batch": 2, "rows": 6, "length": 5}
+CACHED = {"last": 6, "total": 7}
+"""The place of a cache's last token, and how many it holds then."""
 
 
 def weights_of(case: Case) -> Iterator[onnx.TensorProto]:
@@ -322,6 +344,8 @@ def run(path: Path) -> dict[str, Array]:
         shape = [size if isinstance(size, int) else SIZES[size] for size in tensor.shape]
         whole = tensor.type == "tensor(int64)"
         given[tensor.name] = random.integers(0, 9, shape) if whole else random.standard_normal(shape).astype(np.float32)
+        if tensor.name in CACHED:
+            given[tensor.name] = np.full(shape, CACHED[tensor.name], np.int32)
     return dict(zip([t.name for t in session.get_outputs()], session.run(None, given)))
 
 
@@ -343,8 +367,15 @@ def test_rewritten_graphs_compute_the_same(case: Case, tmp_path: Path) -> None:
 
 
 def test_parts_of_a_product_are_read_where_they_lie(tmp_path: Path) -> None:
-    case = next(case for case in FOUND if case.name == "attention to the parts of one product")
-    assert rewritten(case, tmp_path)[2].others == {}
+    for name, others in (
+        ("attention to the parts of one product", {}),
+        ("attention of beams to their picture's memory", {}),
+        ("a product that attention to a cache takes apart", {f"{MICROSOFT}.GroupQueryAttention": 1}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        case = next(case for case in FOUND if case.name == name)
+        assert rewritten(case, folder)[2].others == others
 
 
 def test_lower_levels_leave_the_rest_to_onnxruntime(tmp_path: Path) -> None:

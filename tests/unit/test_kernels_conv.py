@@ -28,11 +28,11 @@ def draw(*shape: int, seed: int = 0) -> Floats:
 
 
 def packed(weights: Floats) -> Floats:
-    """[outputs, inputs, 3, 3] -> [ceil(outputs / 16), inputs, 9, 16]."""
+    """[outputs, inputs, h, w] -> [ceil(outputs / 16), inputs, h * w, 16]."""
     outputs, inputs = weights.shape[:2]
-    whole = np.zeros((-(-outputs // 16) * 16, inputs, 9), np.float32)
-    whole[:outputs] = weights.reshape(outputs, inputs, 9)
-    return np.ascontiguousarray(whole.reshape(-1, 16, inputs, 9).transpose(0, 2, 3, 1))
+    whole = np.zeros((-(-outputs // 16) * 16, *weights.shape[1:]), np.float32)
+    whole[:outputs] = weights
+    return np.ascontiguousarray(whole.reshape(-1, 16, inputs, weights[0, 0].size).transpose(0, 2, 3, 1))
 
 
 def open_convolution(
@@ -42,14 +42,18 @@ def open_convolution(
     constants = {"w": packed(weights)} | ({} if bias is None else {"b": bias})
     order = " ".join(["x", "w", "-" if bias is None else "b", *added])
     sizes = {"in_channels": weights.shape[1], "out_channels": weights.shape[0], "activation": "none"}
-    return twins.open_model(twins.operator_model("Conv3x3", dict.fromkeys(("x", *added), 4), constants, order, **sizes))
+    kind = f"Conv{weights.shape[2]}x{weights.shape[3]}"
+    return twins.open_model(twins.operator_model(kind, dict.fromkeys(("x", *added), 4), constants, order, **sizes))
 
 
+@pytest.mark.parametrize("window", [1, 3])
 @pytest.mark.parametrize("shape", [(2, 20, 6, 11), (1, 3, 1, 1), (3, 40, 8, 8)])
-def test_it_is_torchs_convolution(twins: ModuleType, shape: tuple[int, ...]) -> None:
-    weights, bias, x = draw(21, shape[1], 3, 3), draw(21, seed=1), draw(*shape, seed=2)
+def test_it_is_torchs_convolution(twins: ModuleType, shape: tuple[int, ...], window: int) -> None:
+    weights, bias, x = draw(21, shape[1], window, window), draw(21, seed=1), draw(*shape, seed=2)
     shift, residual = draw(shape[0], 21, 1, 1, seed=3), draw(shape[0], 21, *shape[2:], seed=4)
-    exact = torch.conv2d(*(torch.from_numpy(values).double() for values in (x, weights, bias)), padding=1).numpy()
+    exact = torch.conv2d(
+        *(torch.from_numpy(values).double() for values in (x, weights, bias)), padding=window // 2
+    ).numpy()
     limit = 4e-6 * np.abs(exact).max()
     plain, whole = (open_convolution(twins, weights, bias, added) for added in ("", "sr"))
     np.testing.assert_allclose(plain.run(None, {"x": x})[0], exact, rtol=0, atol=limit)

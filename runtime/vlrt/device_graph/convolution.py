@@ -1,4 +1,4 @@
-"""Convolutions of 3x3 become our operator `Conv3x3`, with what is added to them."""
+"""Convolutions of 3x3 and 1x1 become our operators `Conv3x3` and `Conv1x1`, with what is added to them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from vlrt.device_graph.packing import pack_filters
 from vlrt.device_graph.shapes import Shapes
 from vlrt.device_graph.tensors import Array
 
-CONV3X3 = "Conv3x3"
+CONV1X1, CONV3X3 = "Conv1x1", "Conv3x3"
 
 _KINDS = ("Conv", "com.microsoft.FusedConv")
 
+_WINDOWS = {(1, 1): (CONV1X1, 0), (3, 3): (CONV3X3, 1)}
+"""Size of a window -> our operator, and the padding on every side with which each place of X is one of Y."""
+
 _LEAST_CHANNELS = 32
-"""With fewer channels on either side the transforms cost as much as the products that they save."""
+"""With fewer channels on either side moving them about costs as much as multiplying them."""
 
 _MOSTLY = 0.75
 """Share of a graph's filters that is ours from which onnxruntime keeps out of its blocked layout."""
@@ -38,7 +41,7 @@ class _Convolution:
 
 
 def replace_convolutions(model: Model, shapes: Shapes) -> None:
-    """Puts our operator in the place of convolutions, and of additions and ReLU behind them.
+    """Puts our operators in the place of convolutions, and of additions and ReLU behind them.
 
     Args:
         model: the graph, which is changed.
@@ -77,11 +80,12 @@ def is_mostly_ours(model: Model) -> bool:
 def _filters(model: Model, node: Node) -> Array | None:
     """Filters of a convolution that our operator computes."""
     weight = model.constant(node.inputs[1]) if node.kind in _KINDS else None
-    if weight is None or weight.dtype != np.float32 or weight.ndim != 4 or weight.shape[2:] != (3, 3):
+    if weight is None or weight.dtype != np.float32 or weight.shape[2:] not in _WINDOWS:
         return None
     plain = node.whole("group", 1) == 1 and node.text("auto_pad", "NOTSET") == "NOTSET"
     steps = (node.wholes(name) for name in ("strides", "dilations"))
-    if not plain or node.wholes("pads") != (1, 1, 1, 1) or any(step not in (None, (1, 1)) for step in steps):
+    padding = (_WINDOWS[weight.shape[2:]][1],) * 4
+    if not plain or (node.wholes("pads") or (0,) * 4) != padding or any(step not in (None, (1, 1)) for step in steps):
         return None
     return weight if min(weight.shape[:2]) >= _LEAST_CHANNELS else None
 
@@ -121,4 +125,4 @@ def _operator(model: Model, found: _Convolution, weight: Array) -> Node:
         inputs.pop()
     outputs, channels = weight.shape[:2]
     attributes: dict[str, Value] = {"in_channels": channels, "out_channels": outputs, "activation": found.activation}
-    return Node(CONV3X3, DOMAIN, tuple(inputs), (found.output,), attributes)
+    return Node(_WINDOWS[weight.shape[2:]][0], DOMAIN, tuple(inputs), (found.output,), attributes)

@@ -5,6 +5,7 @@ Both kernels go through the columns in groups of sixteen, a processor's register
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -43,9 +44,9 @@ def pack_bytes(name: str, weight: Array) -> Tensor:
 
 
 def pack_filters(name: str, weight: Array) -> Tensor:
-    """Filters `[outputs, inputs, 3, 3]` of float32 as `[ceil(outputs / 16), inputs, 9, 16]`, with zeros beyond."""
-    outputs, inputs = weight.shape[:2]
-    dims = (-(-outputs // LANES), inputs, 9, LANES)
+    """Filters `[outputs, inputs, h, w]` of float32 as `[ceil(outputs / 16), inputs, h·w, 16]`, with zeros beyond."""
+    outputs, inputs, *window = weight.shape
+    dims = (-(-outputs // LANES), inputs, math.prod(window), LANES)
     return Tensor(name, dims, FLOAT, made=partial(_float_blocks, weight.reshape(outputs, -1), True))
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlrt.device_graph.attention import ATTENTION, replace_attention
-from vlrt.device_graph.convolution import CONV3X3, is_mostly_ours, replace_convolutions
+from vlrt.device_graph.cached_attention import join_queries
+from vlrt.device_graph.convolution import CONV1X1, CONV3X3, is_mostly_ours, replace_convolutions
 from vlrt.device_graph.group_norm import GROUP_NORM, replace_group_norms
 from vlrt.device_graph.linear import replace_products
 from vlrt.device_graph.model import DOMAIN, Model
@@ -20,7 +21,14 @@ VERSION = 3
 _AVX512, _VNNI = 1, 2
 """Levels of kernels, each with those below it."""
 
-_OPERATORS = {ATTENTION: _AVX512, CONV3X3: _AVX512, GROUP_NORM: _AVX512, LINEAR: _AVX512, LINEAR_INT8: _VNNI}
+_OPERATORS = {
+    ATTENTION: _AVX512,
+    CONV1X1: _AVX512,
+    CONV3X3: _AVX512,
+    GROUP_NORM: _AVX512,
+    LINEAR: _AVX512,
+    LINEAR_INT8: _VNNI,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
     shapes = infer(model)
     if ATTENTION in operators:
         replace_attention(model, shapes)
+        join_queries(model, shapes)
     if GROUP_NORM in operators:
         replace_group_norms(model, shapes)
     if CONV3X3 in operators:

@@ -1,4 +1,6 @@
-// The operator `Conv3x3`: Y = act(conv(X, W) + bias + shift + residual), stride 1, padding 1.
+// The operators `Conv3x3` and `Conv1x1`: Y = act(conv(X, W) + bias + shift + residual), each place of X one
+// of Y.
+#include "conv1x1.h"
 #include "conv3x3.h"
 #include "linear_node.h"
 #include "operator.h"
@@ -7,9 +9,22 @@
 namespace vlrt::ort {
 namespace {
 
-class Conv3x3 {
- public:
+struct Window3x3 {
   static constexpr const char* kName = "Conv3x3";
+  static constexpr std::size_t kTaps = 9;
+  static constexpr auto run = kernels::conv3x3_f32;
+};
+
+struct Window1x1 {
+  static constexpr const char* kName = "Conv1x1";
+  static constexpr std::size_t kTaps = 1;
+  static constexpr auto run = kernels::conv1x1_f32;
+};
+
+template <class Window>
+class Conv {
+ public:
+  static constexpr const char* kName = Window::kName;
   static constexpr Input kInputs[] = {{Element::f32},
                                       {Element::f32},
                                       {Element::f32, Presence::optional},
@@ -17,11 +32,11 @@ class Conv3x3 {
                                       {Element::f32, Presence::optional}};
   static constexpr int kResidual = 4;
 
-  explicit Conv3x3(const Setup& setup)
+  explicit Conv(const Setup& setup)
       : inputs_(setup.size("in_channels")),
         outputs_(setup.size("out_channels")),
         activation_(activation_named(setup.text("activation"))),
-        weights_(setup, {1, "W", round_up(outputs_, kPanel) * inputs_ * 9, sizeof(float), true}),
+        weights_(setup, {1, "W", round_up(outputs_, kPanel) * inputs_ * Window::kTaps, sizeof(float), true}),
         bias_(setup, {2, "bias", outputs_, sizeof(float)}) {}
 
   void run(Run& run) const {
@@ -37,9 +52,8 @@ class Conv3x3 {
     if (residual.data != nullptr) check(residual, y.count(), "residual", y);
     float* to = run.output(y);
     if (y.count() == 0) return;
-    kernels::conv3x3_f32(shape, x.floats(), weights_.get<float>(run),
-                         {bias_.get<float>(run), shift.floats(), residual.floats(), activation_}, to,
-                         run.parallel());
+    Window::run(shape, x.floats(), weights_.get<float>(run),
+                {bias_.get<float>(run), shift.floats(), residual.floats(), activation_}, to, run.parallel());
   }
 
  private:
@@ -56,7 +70,11 @@ class Conv3x3 {
 }  // namespace
 
 const CustomOp* conv3x3_op() {
-  return custom_op<Conv3x3>();
+  return custom_op<Conv<Window3x3>>();
+}
+
+const CustomOp* conv1x1_op() {
+  return custom_op<Conv<Window1x1>>();
 }
 
 }  // namespace vlrt::ort
