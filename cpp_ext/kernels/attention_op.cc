@@ -24,9 +24,10 @@ class Attention {
 
   void run(Run& run) const {
     const Tensor query = run.input(0), key = run.input(1), value = run.input(2), mask = run.input(3);
-    const Sizes q = sizes_of(query.shape, query_layout_, heads_, "Q");
+    const Sizes asked = sizes_of(query.shape, query_layout_, heads_, "Q");
     const Sizes k = sizes_of(key.shape, key_layout_, heads_, "K");
     const Sizes v = sizes_of(value.shape, value_layout_, heads_, "V");
+    const Sizes q = regrouped(asked, k, v, mask);
     check(q, k, v);
     const Sizes out{q.batch, q.heads, q.tokens, v.width};
     const kernels::AttentionShape shape{q.batch, q.heads, q.tokens, k.tokens, q.width, v.width, scale_};
@@ -40,12 +41,21 @@ class Attention {
     attended.value_at = repeated(strides_of(v, value_layout_), v, q);
     attended.out_at = strides_of(out, output_layout_);
     if (mask.data != nullptr) attended.mask_at = mask_strides(mask.shape, shape);
-    const Shape out_shape = shape_of(out, output_layout_);
+    const Shape out_shape = shape_of({asked.batch, asked.heads, asked.tokens, v.width}, output_layout_);
     attended.out = run.output(out_shape);
     if (out_shape.count() != 0) kernels::attention_f32(shape, attended, run.parallel());
   }
 
  private:
+  // Rows that ask the same memory, as the beams of a picture do, lie behind each other: they are its tokens.
+  Sizes regrouped(const Sizes& q, const Sizes& k, const Sizes& v, const Tensor& mask) const {
+    const bool joined = query_layout_.axes == Axes::bt_hd && output_layout_.axes == Axes::bt_hd;
+    const bool in_order = query_layout_.parts == 1 && mask.data == nullptr;
+    if (!joined || !in_order || k.batch == 0 || v.batch != k.batch || (q.batch * q.tokens) % k.batch != 0)
+      return q;
+    return {k.batch, q.heads, q.batch * q.tokens / k.batch, q.width};
+  }
+
   void check(const Sizes& q, const Sizes& k, const Sizes& v) const {
     if (q.heads != heads_) throw mismatch("heads of Q", q.heads, heads_);
     if (q.width == 0 || k.width != q.width) throw mismatch("dimensions of a head of K", k.width, q.width);

@@ -133,6 +133,17 @@ def test_attention_to_parts_of_one_tensor(twins: ModuleType, queries: int) -> No
     np.testing.assert_allclose(y, twins.laid_out(twins.attention(*sides, 0.0, 0.2), "bt(hd)"), rtol=0, atol=3e-6)
 
 
+@needs_fp32
+@pytest.mark.parametrize("memories", [1, 2])
+def test_rows_that_share_a_memory_ask_it_together(twins: ModuleType, memories: int) -> None:
+    query, key, value = draw(6, 3, 2, 24), draw(memories, 3, 37, 24, seed=1), draw(memories, 3, 37, 20, seed=2)
+    sides = [twins.laid_out(side, "bt(hd)") for side in (query, key, value)]
+    (y,) = twins.open_model(attention_model(twins, [3] * 3, 0, ("bt(hd)",) * 4)).run(None, dict(zip("qkv", sides)))
+    shared = [side.repeat(6 // memories, 0) for side in (key, value)]
+    exact = twins.laid_out(twins.attention(query, *shared, 0.0, 0.2), "bt(hd)")
+    np.testing.assert_allclose(y, exact, rtol=0, atol=3e-6)
+
+
 def attention_model(
     twins: ModuleType, ranks: list[int], mask: int, layout: tuple[str, ...], **changes: Any
 ) -> onnx.ModelProto:

@@ -70,9 +70,12 @@ def _replace_written_out(model: Model, shapes: Shapes, softmax: Node) -> None:
     after, layout = _absorb_after(model, shapes, product.outputs[0], sides[1])
     heads = _sizes(shapes, scores.query)["h"]
     if isinstance(heads, int):
-        sides = (_absorb_before(model, shapes, sides[0]), _Side((nodes + after)[-1].outputs[0], layout))
+        value, out = _absorb_before(model, shapes, sides[0]), _Side((nodes + after)[-1].outputs[0], layout)
         query, key = (_absorb_before(model, shapes, side) for side in (scores.query, scores.key))
-        model.replace(nodes + after, _operator(replace(scores, query=query, key=key), *sides, heads))
+        rows = None if scores.mask else _rows(model, shapes, query, out)
+        if rows is not None:
+            after, query, out = [*after, rows[0]], rows[1], rows[2]
+        model.replace(nodes + after, _operator(replace(scores, query=query, key=key), value, out, heads))
 
 
 def _operator(scores: _Scores, value: _Side, out: _Side, heads: int) -> Node:
@@ -216,13 +219,36 @@ def _absorb_after(model: Model, shapes: Shapes, name: str, side: _Side) -> tuple
     return nodes, layout
 
 
+def _rows(model: Model, shapes: Shapes, query: _Side, out: _Side) -> tuple[Node, _Side, _Side] | None:
+    """Queries and result before and behind the reshapes that group the rows which ask the same memory.
+
+    Our operator groups them itself, by the batch of the memory, which is that of the grouped queries.
+    """
+    before, behind = model.producer(query.name), model.sole_reader(out.name)
+    if before is None or behind is None or before.kind != "Reshape" or behind.kind != "Reshape":
+        return None
+    if query.layout != "bthd" or out.layout != "bthd" or behind.inputs[0] != out.name:
+        return None
+    asked, given = shapes.get(before.inputs[0]), shapes.get(behind.outputs[0])
+    grouped, result = shapes.get(query.name), shapes.get(out.name)
+    if not (asked and given and grouped and result) or len(asked) != 3 or asked[:2] != given[:2]:
+        return None
+    if not (_is_last(asked, grouped) and _is_last(given, result)):
+        return None
+    return behind, _Side(before.inputs[0], _JOINED), _Side(behind.outputs[0], _JOINED)
+
+
+def _is_last(joined: Shape, parted: Shape) -> bool:
+    """Whether the last axis of one is the last two of the other."""
+    heads, width = parted[-2:]
+    return isinstance(heads, int) and isinstance(width, int) and joined[-1] == heads * width
+
+
 def _is_joined(layout: str, joined: Shape | None, parted: Shape | None) -> bool:
     """Whether the first shape is the second with heads and their dimensions in one axis."""
     if layout != "bthd" or joined is None or parted is None or len(joined) != 3 or len(parted) != 4:
         return False
-    if joined[:2] != parted[:2] or not isinstance(parted[2], int) or not isinstance(parted[3], int):
-        return False
-    return joined[2] == parted[2] * parted[3]
+    return joined[:2] == parted[:2] and _is_last(joined, parted)
 
 
 _MOST_PLAIN = 3
