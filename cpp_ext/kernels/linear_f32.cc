@@ -22,7 +22,7 @@ constexpr std::size_t kFewestPanels = 4, kFewestPanelsPacked = 12;
 constexpr std::size_t kTilesPerPacker = 4;  // fewer are not worth another thread
 
 // So far ahead memory is asked for, in lines of a panel.
-constexpr std::size_t kAhead = kBlockInner;
+constexpr std::size_t kAhead = 128;
 
 constexpr std::size_t ceil_div(std::size_t a, std::size_t b) {
   return (a + b - 1) / b;

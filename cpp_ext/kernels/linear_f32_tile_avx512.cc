@@ -19,11 +19,14 @@ struct Sums {
 template <std::size_t R, std::size_t P>
 VLRT_VECTOR void multiply_step(Sums<R, P>& sums, const float* x, std::size_t row_stride, const float* panels,
                                std::size_t panel_stride, const float* fetch) {
+  // Into the second cache where that is what keeps memory busy: the first has room for fewer lines on their
+  // way.
+  constexpr _mm_hint hint = P > 2 || R <= kRowsInPlace ? _MM_HINT_T1 : _MM_HINT_T0;
   __m512 w[P];
 #pragma GCC unroll 4
   for (std::size_t p = 0; p < P; ++p) {
     w[p] = _mm512_load_ps(panels + p * panel_stride);
-    _mm_prefetch(reinterpret_cast<const char*>(fetch + p * panel_stride), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(fetch + p * panel_stride), hint);
   }
 #pragma GCC unroll 14
   for (std::size_t r = 0; r < R; ++r) {
