@@ -58,6 +58,7 @@ SCRIPTS = {
     "sampling": Script("sampler_loop.py"),
     "a UNet's step": Script("unet_step.py", arguments=("--latents", "32", "64", "--runs", "3")),
     "a cascade": Script("cascade.py"),
+    "kernels": Script("kernels.py"),
     "installation": Script("footprint.py"),
 }
 

@@ -23,7 +23,10 @@ _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 
 def level() -> int:
-    """What the kernels can do on this processor; 0: nothing, they are not built for it, or `VLRT_KERNELS` is 0."""
+    """What the kernels can do on this processor; 0: nothing, they are not built for it, or `VLRT_KERNELS` is 0.
+
+    `VLRT_KERNELS=always` has graphs rewritten for them that are too small to gain; see `vlrt.engines.graph_cache`.
+    """
     return 0 if os.environ.get("VLRT_KERNELS") == "0" else _level()
 
 
