@@ -119,6 +119,21 @@ def test_a_graph_that_is_not_understood_runs_as_onnxruntime_made_it(
 
 
 @needs_kernels
+def test_a_full_disk_is_no_obstacle(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    expected = results(open_session(bundle, "caption_memory", EngineOptions()))
+    before = kept(cache)
+    monkeypatch.setattr(device_graph, "rewrite", fail)
+    for session in (open_session, lambda bundle, role, options: open_file(*bundle.graph(role), options)):
+        with pytest.warns(VlrtWarning, match=r"`caption_step\.onnx` cannot be prepared .* No space left"):
+            results(session(bundle, ROLE, EngineOptions()))
+    assert kept(cache) == before, "nothing half-made stays"
+    assert_equal(results(open_session(bundle, "caption_memory", EngineOptions())), expected)
+
+
+@needs_kernels
 def test_small_graphs_are_left_to_onnxruntime(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLRT_KERNELS")
     open_session(bundle, ROLE, EngineOptions())

@@ -22,7 +22,7 @@ from vlrt.engines.graph_cache import (
 )
 from vlrt.engines.onnxruntime import Form, OnnxRuntimeSession, load_library
 from vlrt.engines.session import EngineOptions
-from vlrt.errors import VlrtWarning
+from vlrt.errors import BundleError, VlrtWarning
 from vlrt.folders import cache_folder
 from vlrt.manifest import GraphSpec
 
@@ -51,9 +51,12 @@ def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntim
     if not level:
         with kept.making() as target:
             return OnnxRuntimeSession(spec, path, options, Form(save_to=target))
-    with kept.making() as target:
-        if target is not None:
-            _prepare(spec, path, options, target.parent)
+    try:
+        with kept.making() as target:
+            if target is not None:
+                _prepare(spec, path, options, target.parent)
+    except (OSError, BundleError) as error:
+        return _open_unprepared(spec, path, options, error)
     made = kept.made()
     return OnnxRuntimeSession(spec, path, options) if made is None else _open_prepared(spec, made, options)
 
@@ -74,12 +77,26 @@ def open_file(spec: GraphSpec, path: Path, options: EngineOptions) -> OnnxRuntim
         return OnnxRuntimeSession(spec, path, options)
     try:
         return _open_prepared(spec, _prepare(spec, path, options, folder), options)
+    except (OSError, BundleError) as error:
+        return _open_unprepared(spec, path, options, error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until its session goes
 
 
 def _open_prepared(spec: GraphSpec, path: Path, options: EngineOptions) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(spec, path, options, Form(optimised=True, kernels=path.name == REWRITTEN))
+
+
+def _open_unprepared(spec: GraphSpec, path: Path, options: EngineOptions, error: Exception) -> OnnxRuntimeSession:
+    """Loads a graph as it is where preparing it failed, the disk being full for example."""
+    session = OnnxRuntimeSession(spec, path, options)  # tells what is wrong with the graph, if that is it
+    _warn(spec, "prepared", error)
+    return session
+
+
+def _warn(spec: GraphSpec, what: str, error: Exception) -> None:
+    message = f"`{spec.file}` cannot be {what} for vlrt's own kernels, onnxruntime's run instead: {error}"
+    warnings.warn(message, VlrtWarning, stacklevel=4)
 
 
 def _prepare(spec: GraphSpec, path: Path, options: EngineOptions, folder: Path) -> Path:
@@ -91,9 +108,10 @@ def _prepare(spec: GraphSpec, path: Path, options: EngineOptions, folder: Path) 
     try:
         counts = device_graph.rewrite(saved, folder / REWRITTEN, folder / REWRITTEN_WEIGHTS, custom_kernels.level())
         ours = bool(counts.ours)
-    except ValueError as error:
-        what = f"`{spec.file}` cannot be rewritten for vlrt's own kernels, onnxruntime's run instead: {error}"
-        warnings.warn(what, VlrtWarning, stacklevel=3)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a graph of whatever kind, which onnxruntime understands
+        _warn(spec, "rewritten", error)
         ours = False
     if not ours:
         for name in (REWRITTEN, REWRITTEN_WEIGHTS):
