@@ -11,5 +11,6 @@ const CustomOp* attention_op();
 const CustomOp* conv1x1_op();
 const CustomOp* conv3x3_op();
 const CustomOp* group_norm_op();
+const CustomOp* embed_int8_op();
 
 }  // namespace vlrt::ort

@@ -22,7 +22,7 @@ struct TensorInfo;
 struct Value;
 
 enum class Code : int { fail = 1, invalid_argument = 2 };
-enum class Element : int { f32 = 1, i8 = 3, i32 = 6 };
+enum class Element : int { f32 = 1, i8 = 3, i32 = 6, i64 = 7 };
 enum class Presence : int { required = 0, optional = 1 };
 
 struct ApiBase {

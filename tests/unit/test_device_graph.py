@@ -129,6 +129,14 @@ FOUND = [
         "1 Linear",
         "float[30,8] w",
     ),
+    Case(
+        "an embedding that is the head too, in bytes",
+        "(float[1,8] x, int64[rows] i) => (float[1,24] y, float[rows,8] e)",
+        f"y = {MICROSOFT}.DynamicQuantizeMatMul(x, w, s) a = Gather<axis=1>(w, i) b = Cast<to=1>(a) t = Gather(s, i)"
+        " c = Mul(b, t) e = Transpose<perm=[1,0]>(c)",
+        "1 LinearInt8 1 EmbedInt8",
+        BYTES,
+    ),
     bytewise("a product of bytes", f"y = {MICROSOFT}.DynamicQuantizeMatMul(x, w, s)"),
     bytewise("with a zero point", f"y = {MICROSOFT}.DynamicQuantizeMatMul(x, w, s, z)"),
     bytewise(
@@ -243,6 +251,13 @@ LEFT = [
         f"y = {MICROSOFT}.DynamicQuantizeMatMul(x, w, s, one)",
         "",
         BYTES + ", int8[24] one",
+    ),
+    Case(
+        "columns of bytes that are no product's",
+        "(int64[rows] i) => (float[rows,8] e)",
+        "a = Gather<axis=1>(w, i) b = Cast<to=1>(a) t = Gather(s, i) c = Mul(b, t) e = Transpose<perm=[1,0]>(c)",
+        "",
+        BYTES,
     ),
     bytewise("unsigned bytes", f"y = {MICROSOFT}.DynamicQuantizeMatMul(x, w, s)", "", "uint8[8,24] w, float[24] s"),
     grouped("a group norm of a part", "y = Add(f, bias)", "", weights="float[6,1,1] s, float[6,4,1] bias, float one"),

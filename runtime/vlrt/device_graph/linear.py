@@ -9,7 +9,7 @@ import numpy as np
 from vlrt.device_graph.epilogue import absorb
 from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.nodes import Node, Value
-from vlrt.device_graph.packing import pack_bytes, pack_floats, sums_of_columns
+from vlrt.device_graph.packing import pack_bytes, pack_floats, packed_bytes_name, sums_of_columns
 from vlrt.device_graph.products import LINEAR, Product, find_product
 from vlrt.device_graph.shapes import Shapes
 from vlrt.device_graph.tensors import Array, new_tensor
@@ -47,7 +47,7 @@ def _floats(model: Model, product: Product) -> list[str]:
 
 def _bytes(model: Model, product: Product) -> list[str]:
     name, values = product.weight, _constant(model, product.weight)
-    packed, sums = f"{name}.packed", f"{name}.sums"
+    packed, sums = packed_bytes_name(name), f"{name}.sums"
     if packed not in model.tensors:
         model.add(pack_bytes(packed, values))
         model.add(new_tensor(sums, sums_of_columns(values)))

@@ -43,6 +43,11 @@ def pack_bytes(name: str, weight: Array) -> Tensor:
     return Tensor(name, dims, INT8, made=partial(_byte_blocks, weight))
 
 
+def packed_bytes_name(weight: str) -> str:
+    """The name that an int8 weight has when it is packed."""
+    return f"{weight}.packed"
+
+
 def pack_filters(name: str, weight: Array) -> Tensor:
     """Filters `[outputs, inputs, h, w]` of float32 as `[ceil(outputs / 16), inputs, h·w, 16]`, with zeros beyond."""
     outputs, inputs, *window = weight.shape
