@@ -10,6 +10,7 @@ const CustomOp* linear_int8_op();
 const CustomOp* attention_op();
 const CustomOp* conv1x1_op();
 const CustomOp* conv3x3_op();
+const CustomOp* gated_gelu_op();
 const CustomOp* group_norm_op();
 const CustomOp* embed_int8_op();
 

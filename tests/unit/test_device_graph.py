@@ -221,6 +221,12 @@ FOUND = [
         "1 Linear",
         "float[8,48] w",
     ),
+    linear(
+        "a gated unit",
+        "a, b = Split<axis=-1, num_outputs=2>(r) g = Gelu(b) c = Mul(a, g) y = Concat<axis=2>(c, c)",
+        "1 GatedGelu",
+        "",
+    ),
     attention("onnxruntime's attention", f"y = {MICROSOFT}.MultiHeadAttention<num_heads=3, scale=0.3>(q, k, v)"),
 ]
 
@@ -261,6 +267,19 @@ LEFT = [
     ),
     bytewise("unsigned bytes", f"y = {MICROSOFT}.DynamicQuantizeMatMul(x, w, s)", "", "uint8[8,24] w, float[24] s"),
     grouped("a group norm of a part", "y = Add(f, bias)", "", weights="float[6,1,1] s, float[6,4,1] bias, float one"),
+    linear(
+        "a gate by tanh",
+        'a, b = Split<axis=-1, num_outputs=2>(r) g = Gelu<approximate="tanh">(b) c = Mul(a, g)'
+        " y = Concat<axis=2>(c, c)",
+        "",
+        "",
+    ),
+    linear(
+        "a gate of itself",
+        "a, b = Split<axis=-1, num_outputs=2>(r) g = Gelu(b) c = Mul(g, b) y = Concat<axis=2>(c, a)",
+        "",
+        "",
+    ),
     convolution("a second residual", f"a = {CONV}(x, w) b = Add(a, r) y = Add(b, r)"),
     convolution("a convolution in groups", "y = Conv<pads=[1,1,1,1], group=8>(x, w)", "", "float[40,4,3,3] w"),
     convolution("a window of another size", "y = Conv<pads=[2,2,2,2]>(x, w)", "", "float[40,32,5,5] w"),

@@ -10,13 +10,14 @@ from vlrt.device_graph.attention import ATTENTION, replace_attention
 from vlrt.device_graph.cached_attention import join_queries
 from vlrt.device_graph.convolution import CONV1X1, CONV3X3, is_mostly_ours, replace_convolutions
 from vlrt.device_graph.embedding import EMBED_INT8, replace_embeddings
+from vlrt.device_graph.gated_gelu import GATED_GELU, replace_gated_units
 from vlrt.device_graph.group_norm import GROUP_NORM, replace_group_norms
 from vlrt.device_graph.linear import replace_products
 from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.products import LINEAR, LINEAR_INT8
 from vlrt.device_graph.shape_rules import infer
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the same graph would be rewritten differently, so that what was kept of before is made again."""
 
 _AVX512, _VNNI = 1, 2
@@ -26,6 +27,7 @@ _OPERATORS = {
     ATTENTION: _AVX512,
     CONV1X1: _AVX512,
     CONV3X3: _AVX512,
+    GATED_GELU: _AVX512,
     GROUP_NORM: _AVX512,
     EMBED_INT8: _VNNI,
     LINEAR: _AVX512,
@@ -69,6 +71,8 @@ def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
         join_queries(model, shapes)
     if GROUP_NORM in operators:
         replace_group_norms(model, shapes)
+    if GATED_GELU in operators:
+        replace_gated_units(model, shapes)
     if CONV3X3 in operators:
         replace_convolutions(model, shapes)
     replace_products(model, shapes, operators)

@@ -8,6 +8,7 @@ from vlrt.device_graph.model import Dim, Model, Shape
 from vlrt.device_graph.nodes import Node
 from vlrt.device_graph.shape_values import VALUES, value_of_shape
 from vlrt.device_graph.shapes import Shapes
+from vlrt.device_graph.sizes import behind_window, computed
 
 
 def infer(model: Model) -> Shapes:
@@ -201,17 +202,24 @@ def _extents(known: Shapes, node: Node, sizes: Shape, kernel: Shape) -> list[Dim
             found.append(known.unknown())
             continue
         excess = pads[at] + pads[at + rank] - spread[at] * (width - 1) - 1
-        if isinstance(size, int):
-            found.append((size + excess) // steps[at] + 1)
-        else:
-            found.append(size if (steps[at], excess) == (1, -1) else known.unknown())
+        found.append(behind_window(size, excess, steps[at]) or known.unknown())
     return found
 
 
 def _resized(known: Shapes, node: Node) -> _Shapes:
-    """A picture of another size, of which only channels and batch are followed."""
-    shape = known.get(node.inputs[0])
-    return [None if shape is None else (*shape[:2], *(known.unknown() for _ in shape[2:]))]
+    """A picture of another size; where it is not a whole multiple only channels and batch are followed."""
+    shape, factors = known.get(node.inputs[0]), known.factors(node.input(2))
+    if shape is None:
+        return [None]
+    if node.input(3) or len(factors) != len(shape):
+        factors = (1, 1, *(0 for _ in shape[2:]))
+    return [tuple(_times(size, factor) or known.unknown() for size, factor in zip(shape, factors))]
+
+
+def _times(size: Dim, factor: int) -> Dim | None:
+    if isinstance(size, int):
+        return size * factor
+    return size if factor == 1 else computed(size, "*", factor)
 
 
 def _ranged(known: Shapes, node: Node) -> _Shapes:

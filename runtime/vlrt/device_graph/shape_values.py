@@ -8,6 +8,7 @@ from collections.abc import Callable
 from vlrt.device_graph.model import Dim
 from vlrt.device_graph.nodes import Node
 from vlrt.device_graph.shapes import Shapes, expressed, multiplied
+from vlrt.device_graph.sizes import computed
 
 
 def value_of_shape(known: Shapes, node: Node) -> tuple[Dim, ...] | None:
@@ -57,7 +58,8 @@ def _computed(sign: str, compute: Callable[[int, int], int]) -> Callable[[Shapes
         (first,), (second,) = left, right
         if isinstance(first, int) and isinstance(second, int):
             return (compute(first, second),)
-        return (multiplied([first, second]) if sign == "*" else expressed(first, sign, second),)
+        simple = computed(first, sign, second)
+        return (simple or (multiplied([first, second]) if sign == "*" else expressed(first, sign, second)),)
 
     return rule
 

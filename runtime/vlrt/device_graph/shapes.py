@@ -44,6 +44,13 @@ class Shapes:
             return None
         return tuple(int(value) for value in values.reshape(-1))
 
+    def factors(self, name: str) -> tuple[int, ...]:
+        """The whole factors in a constant of floats; none where there is no such constant."""
+        values = self._model.constant(name) if name else None
+        if values is None or values.dtype.kind != "f" or values.ndim != 1 or (values % 1).any():
+            return ()
+        return tuple(int(value) for value in values)
+
     def learn(self, name: str, shape: Shape | None) -> None:
         """Notes the shape of a tensor, unless it has one."""
         if shape is not None and name and name not in self._known:
