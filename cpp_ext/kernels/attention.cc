@@ -2,62 +2,22 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <optional>
 #include <vector>
 
 #include "attention_few.h"
+#include "attention_threads.h"
 #include "attention_tile.h"
 
 namespace vlrt::kernels {
 
 namespace {
 
-// Floats on a cache-line border that a thread keeps from call to call.
-class Scratch {
- public:
-  float* reserve(std::size_t count) {
-    if (count > count_) {
-      floats_.reset();
-      count_ = 0;
-      floats_.reset(static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t{64})));
-      count_ = count;
-    }
-    return floats_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* floats) const { ::operator delete[](floats, std::align_val_t{64}); }
-  };
-  std::unique_ptr<float[], Free> floats_;
-  std::size_t count_ = 0;
-};
-
 thread_local Scratch scratch;
 
-// A body must not throw, the caller may.
-template <class Body>
-void run_all(const Parallel& parallel, std::size_t count, const Body& body) {
-  std::atomic<bool> exhausted{false};
-  parallel(count, [&](std::size_t index) {
-    try {
-      body(index);
-    } catch (const std::bad_alloc&) {
-      exhausted = true;
-    }
-  });
-  if (exhausted) throw std::bad_alloc();
-}
-
 void attend_few(const AttentionShape& shape, const Attended& attended, const Parallel& parallel) {
-  // Less than this is read in the time that it takes to wake a thread.
-  constexpr std::size_t kBytesWorthATask = std::size_t{96} << 10;
   const std::size_t heads = shape.batch * shape.heads;
-  const std::size_t bytes = heads * shape.keys * (shape.width + shape.value_width) * sizeof(float);
-  const std::size_t tasks = std::clamp<std::size_t>(bytes / kBytesWorthATask, 1, heads);
+  const std::size_t tasks = tasks_for(heads, heads * shape.keys * (shape.width + shape.value_width));
   run_all(parallel, tasks, [&](std::size_t task) {
     float* const room = scratch.reserve(few_scratch(shape));
     for (std::size_t i = task * heads / tasks; i < (task + 1) * heads / tasks; ++i) {

@@ -86,9 +86,9 @@ Tensor Run::input(std::size_t index) const {
   return tensor_of(api_, value);
 }
 
-float* Run::output(const Shape& shape) {
+float* Run::output(const Shape& shape, std::size_t index) {
   Value* value = nullptr;
-  check(api_, GetOutput::call(api_, context_, 0, shape.sizes.data(), shape.rank, &value));
+  check(api_, GetOutput::call(api_, context_, index, shape.sizes.data(), shape.rank, &value));
   void* data = nullptr;
   check(api_, GetTensorMutableData::call(api_, value, &data));
   return static_cast<float*>(data);

@@ -1,6 +1,7 @@
 // What an operator is made of: a class `Kernel` with
 //   static constexpr const char* kName;
 //   static constexpr Input kInputs[];               one output of float32 follows
+//   static constexpr std::size_t kOutputs;          if at all: or as many
 //   static constexpr int kResidual;                 if at all: the input whose place the output may take
 //   explicit Kernel(const Setup&);                  reads the attributes and the weights
 //   void run(Run&) const;                           one run; on several threads at once where sessions are
@@ -79,7 +80,7 @@ class Run {
   Run(const Api* api, Context* context) : api_(api), context_(context) {}
 
   Tensor input(std::size_t index) const;
-  float* output(const Shape& shape);
+  float* output(const Shape& shape, std::size_t index = 0);
   kernels::Parallel parallel();
 
  private:
@@ -151,7 +152,10 @@ const CustomOp* custom_op() {
     made.get_input_type = [](const CustomOp*, std::size_t index) { return Kernel::kInputs[index].element; };
     made.get_input_count = [](const CustomOp*) { return std::size(Kernel::kInputs); };
     made.get_output_type = [](const CustomOp*, std::size_t) { return Element::f32; };
-    made.get_output_count = [](const CustomOp*) { return std::size_t{1}; };
+    made.get_output_count = [](const CustomOp*) {
+      if constexpr (requires { Kernel::kOutputs; }) return Kernel::kOutputs;
+      return std::size_t{1};
+    };
     made.get_input_presence = [](const CustomOp*, std::size_t index) {
       return Kernel::kInputs[index].presence;
     };

@@ -8,6 +8,7 @@ namespace vlrt::ort {
 const CustomOp* linear_op();
 const CustomOp* linear_int8_op();
 const CustomOp* attention_op();
+const CustomOp* cached_attention_op();
 const CustomOp* conv1x1_op();
 const CustomOp* conv3x3_op();
 const CustomOp* gated_gelu_op();
