@@ -112,12 +112,13 @@ using Rows = std::make_index_sequence<kMostRows>;
 constexpr std::array<std::array<Sum, kMostRows>, kMostPanels> kSums = {
     sums_of<1>(Rows{}), sums_of<2>(Rows{}), sums_of<3>(Rows{}), sums_of<4>(Rows{})};
 
-// Asks for the lines that will be written, while the sums still take their time.
-void fetch_written(const F32Tile& tile) {
+// Asks for the lines that will be written, while the sums still take their time. Inlined, since GCC removes
+// calls of functions that only prefetch.
+VLRT_VECTOR void fetch_written(const F32Tile& tile) {
   for (std::size_t r = 0; r < tile.rows; ++r) {
     for (std::size_t p = 0; p < tile.panel_count; ++p) {
       const std::size_t at = r * tile.row_columns + p * kPanelColumns;
-      _mm_prefetch(reinterpret_cast<const char*>(tile.y + at), _MM_HINT_ET0);
+      _mm_prefetch(reinterpret_cast<const char*>(tile.y + at), _MM_HINT_T1);
       if (tile.residual != nullptr && tile.residual != tile.y)
         _mm_prefetch(reinterpret_cast<const char*>(tile.residual + at), _MM_HINT_T1);
     }
