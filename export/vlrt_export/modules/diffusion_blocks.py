@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlrt.errors import VlrtError
-from vlrt_export.modules.winograd import WinogradConv, tile_of
 
 _ATTENTION = "com.microsoft::MultiHeadAttention"
 
@@ -224,5 +223,3 @@ def _replace(module: nn.Module) -> None:
             raise VlrtError(f"a `{kind}` block is not known", "report this with the model")
         if kind in _FORMS:
             setattr(module, name, _FORMS[kind](child))
-        elif tile := tile_of(child):
-            setattr(module, name, WinogradConv(cast(nn.Conv2d, child), tile))
