@@ -44,14 +44,14 @@ class CachedAttention {
     if (total.shape.count() != 1) throw mismatch("the total length", total.shape, "[1]");
     const std::size_t before = shape.positions;
     shape.positions = std::max(before, positive(total, 0));
-    const std::vector<std::size_t> past = past_of(shape, last, total);
+    const std::vector<std::size_t> past = past_of(shape, before, last, total);
     cached.past = past.data();
     cached.out =
         run.output(shaped({query.shape.sizes[0], query.shape.sizes[1], signed_(heads_ * shape.width)}));
     const Shape present =
         shaped({keys.shape.sizes[0], keys.shape.sizes[1], signed_(shape.positions), keys.shape.sizes[3]});
-    cached.keys = carried(shape, before, keys, run.output(present, 1));
-    cached.values = carried(shape, before, values, run.output(present, 2));
+    cached.keys = carried(shape, keys, past, run.output(present, 1));
+    cached.values = carried(shape, values, past, run.output(present, 2));
     kernels::attention_cached_f32(shape, cached, run.parallel());
   }
 
@@ -99,31 +99,34 @@ class CachedAttention {
   }
 
   // Positions filled before; a first prompt, whose rows may be padded on the right, starts at none.
-  static std::vector<std::size_t> past_of(const kernels::CachedShape& shape, const Tensor& last,
-                                          const Tensor& total) {
+  static std::vector<std::size_t> past_of(const kernels::CachedShape& shape, std::size_t before,
+                                          const Tensor& last, const Tensor& total) {
     if (last.shape.count() != shape.batch)
       throw mismatch("the last positions", last.shape, "one for each row");
     const bool first = positive(total, 0) == shape.tokens;
     std::vector<std::size_t> past(shape.batch, 0);
     for (std::size_t row = 0; row < shape.batch && !first; ++row) {
       const std::size_t filled = positive(last, row) + 1;
-      if (filled < shape.tokens || filled > shape.positions) {
+      const std::size_t most = std::min(shape.positions, before + shape.tokens);
+      if (filled < shape.tokens || filled > most) {
         throw Failure("row " + std::to_string(row) + " ends at position " + std::to_string(filled - 1) +
-                      ", expected " + std::to_string(shape.tokens - 1) + " to " +
-                      std::to_string(shape.positions - 1));
+                      ", expected " + std::to_string(shape.tokens - 1) + " to " + std::to_string(most - 1));
       }
       past[row] = filled - shape.tokens;
     }
     return past;
   }
 
-  // The cache to go on with: the same memory as before, or a copy of it with room for more.
-  float* carried(const kernels::CachedShape& shape, std::size_t before, const Tensor& cache,
+  // The cache to go on with: the same memory as before, or a copy of what was filled of it, then zeros.
+  float* carried(const kernels::CachedShape& shape, const Tensor& cache, const std::vector<std::size_t>& past,
                  float* present) const {
     if (present == cache.data) return present;
+    const auto before = static_cast<std::size_t>(cache.shape.sizes[2]);
     for (std::size_t i = 0; i < shape.batch * key_heads_; ++i) {
-      std::copy_n(cache.floats() + i * before * shape.width, before * shape.width,
-                  present + i * shape.positions * shape.width);
+      const std::size_t filled = past[i / key_heads_] * shape.width;
+      float* const to = present + i * shape.positions * shape.width;
+      std::copy_n(cache.floats() + i * before * shape.width, filled, to);
+      std::fill(to + filled, to + shape.positions * shape.width, 0.0f);
     }
     return present;
   }

@@ -47,6 +47,7 @@ class Model:
         self.inputs: dict[str, Shape | None] = {}
         self.outputs: dict[str, Shape | None] = {}
         self.described: dict[str, Shape | None] = {}
+        self.elements: dict[str, int] = {}
         self._around, self._beside = b"", b""
         content = path.read_bytes()
         data = Content(content)
@@ -74,7 +75,7 @@ class Model:
                 self.tensors[tensor.name] = tensor
             else:
                 if number in described:
-                    name, shape = _read_value(data, first, last)
+                    name, shape, self.elements[name] = _read_value(data, first, last)
                     described[number][name] = shape
                 self._beside += copy_field(data, found)
 
@@ -173,9 +174,9 @@ def _opset() -> bytes:
     return write_bytes(_OPSET, write_bytes(1, DOMAIN.encode()) + write_number(2, 1))
 
 
-def _read_value(data: Content, start: int, end: int) -> tuple[str, Shape | None]:
-    """Name and shape of a value; no shape where the file tells none or it is not a tensor."""
-    name, shape = "", None
+def _read_value(data: Content, start: int, end: int) -> tuple[str, Shape | None, int]:
+    """Name, shape and type of a value; no shape, and 0, where the file tells none or it is not a tensor."""
+    name, shape, element = "", None, 0
     for number, first, last in messages(data, start, end):
         if number == 1:
             name = data.bytes(first, last).decode()
@@ -183,9 +184,10 @@ def _read_value(data: Content, start: int, end: int) -> tuple[str, Shape | None]
             kinds = [span for n, *span in messages(data, first, last) if n == 1]
             shapes = [span for kind in kinds for n, *span in messages(data, *kind) if n == 2]
             shape = tuple(_read_axes(data, *shapes[0])) if shapes else None
+            element = numbers(data, *kinds[0]).get(1, 0) if kinds else 0
     if shape is None:
-        return name, None
-    return name, tuple(f"{name} axis {place}" if axis is None else axis for place, axis in enumerate(shape))
+        return name, None, element
+    return name, tuple(f"{name} axis {place}" if axis is None else axis for place, axis in enumerate(shape)), element
 
 
 def _read_axes(data: Content, start: int, end: int) -> Iterator[Dim | None]:

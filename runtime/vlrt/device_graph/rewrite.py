@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlrt.device_graph.attention import ATTENTION, replace_attention
-from vlrt.device_graph.cached_attention import join_queries
+from vlrt.device_graph.cached_attention import CACHED_ATTENTION, join_queries, replace_cached_attention
 from vlrt.device_graph.convolution import CONV1X1, CONV3X3, is_mostly_ours, replace_convolutions
 from vlrt.device_graph.embedding import EMBED_INT8, replace_embeddings
 from vlrt.device_graph.gated_gelu import GATED_GELU, replace_gated_units
@@ -17,7 +17,7 @@ from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.products import LINEAR, LINEAR_INT8
 from vlrt.device_graph.shape_rules import infer
 
-VERSION = 6
+VERSION = 7
 """Raised whenever the same graph would be rewritten differently, so that what was kept of before is made again."""
 
 _AVX512, _VNNI = 1, 2
@@ -25,6 +25,7 @@ _AVX512, _VNNI = 1, 2
 
 _OPERATORS = {
     ATTENTION: _AVX512,
+    CACHED_ATTENTION: _AVX512,
     CONV1X1: _AVX512,
     CONV3X3: _AVX512,
     GATED_GELU: _AVX512,
@@ -69,6 +70,8 @@ def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
     if ATTENTION in operators:
         replace_attention(model, shapes)
         join_queries(model, shapes)
+    if CACHED_ATTENTION in operators:
+        replace_cached_attention(model, shapes)
     if GROUP_NORM in operators:
         replace_group_norms(model, shapes)
     if GATED_GELU in operators:
