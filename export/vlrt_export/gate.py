@@ -25,6 +25,9 @@ PRECISIONS = ("fp32", *KINDS)
 SHARES = (0.05, 0.1, 0.2, 0.4)
 """Shares of the parts, the most sensitive first, that are left in fp32 in turn until the task's metric holds."""
 
+_QUICK = ("embed", "match")
+"""Metrics that take one pass, and no search, of each photograph."""
+
 _SCRATCH = ".trial"
 
 Progress = Callable[[str], None]
@@ -146,12 +149,10 @@ class Gate:
             raise self._nothing_pays([one for found in tried.values() for one in found])
         return chosen
 
-    def _measured(
-        self, shop: Workshop, kinds: Sequence[str], record: Record, kept: frozenset[str] = frozenset()
-    ) -> list[Admitted]:
+    def _measured(self, shop: Workshop, kinds: Sequence[str], record: Record) -> list[Admitted]:
         """The graph in each kind that has something to reduce in it, and how fast each is."""
         self.progress(f"reducing {shop.role} to {', '.join(kinds)}")
-        found = [made for made in (shop.make(kind, kept) for kind in kinds) if made is not None]
+        found = [made for made in (shop.make(kind) for kind in kinds) if made is not None]
         gc.collect()  # loops and their models refer to each other, and with them sessions as large as the model
         if not found:
             return []
@@ -189,31 +190,46 @@ class Gate:
         ranked: list[tuple[str, str]] = []
         for share in SHARES:
             if all(line.passed for line in lines):
-                return chosen, lines
+                break
             if not ranked:
                 self.progress("finding the parts that reduced precision hurts most")
-                ranked = sensitive_parts({role: (shops[role], chosen[role].candidate.kind) for role in chosen}, records)
-            chosen = self._without(shops, records, chosen, ranked[: max(1, round(share * len(ranked)))])
-            lines = self._quality(chosen, expected)
-        if all(line.passed for line in lines):
-            return chosen, lines
-        raise _refusal(self.wish.precision, [line for line in first if not line.passed])
+                reduced = {role: (shops[role], one.candidate.kind) for role, one in chosen.items()}
+                ranked = sensitive_parts(reduced, records, self.wish.smaller > 0, self.progress)
+            left_out = ranked[: max(1, round(share * len(ranked)))]
+            self.progress(f"leaving {len(left_out)} of {len(ranked)} parts in fp32")
+            chosen = self._without(shops, chosen, left_out)
+            lines = self._quality(chosen, expected, whole=False)
+        if not all(line.passed for line in lines):
+            raise _refusal(self.wish.precision, [line for line in first if not line.passed])
+        paying = self._still_paying(shops, records, chosen)
+        return paying, lines if len(paying) == len(chosen) else self._quality(paying, expected)
 
     def _without(
-        self,
-        shops: Mapping[str, Workshop],
-        records: Mapping[str, Record],
-        chosen: Mapping[str, Admitted],
-        left_out: Sequence[tuple[str, str]],
+        self, shops: Mapping[str, Workshop], chosen: Mapping[str, Admitted], left_out: Sequence[tuple[str, str]]
     ) -> dict[str, Admitted]:
+        """The same graphs with some parts in fp32; their speed is still that of the whole ones."""
         found = dict(chosen)
         for role, one in chosen.items():
             kept = frozenset(name for where, name in left_out if where == role)
-            if kept == one.candidate.kept:
-                continue
-            again = self._measured(shops[role], [one.candidate.kind], records[role], kept)
-            del found[role]
-            found |= {better.candidate.role: better for better in again if self._pays(better, shops[role])}
+            if kept != one.candidate.kept:
+                made = shops[role].make(one.candidate.kind, kept)
+                del found[role]
+                found |= {} if made is None else {role: replace(one, candidate=made)}
+        return found
+
+    def _still_paying(
+        self, shops: Mapping[str, Workshop], records: Mapping[str, Record], chosen: Mapping[str, Admitted]
+    ) -> dict[str, Admitted]:
+        """Measures again what has parts in fp32, and leaves out what pays no more."""
+        found = dict(chosen)
+        for role, one in chosen.items():
+            if one.candidate.kept:
+                speeds = measure_speed(
+                    (shops[role].spec, shops[role].path), [_written(one.candidate)], records[role].by_shape()
+                )
+                found[role] = replace(one, speed=speeds[0])
+                self._tell(found[role])
+        found = {role: one for role, one in found.items() if self._pays(one, shops[role])}
         if not found:
             what = (
                 f"`{self.wish.precision}` pays only where it hurts: without its most sensitive parts nothing is gained"
@@ -221,16 +237,20 @@ class Gate:
             raise GateError(f"{what}; the bundle was not written", "choose another --precision")
         return found
 
-    def _quality(self, chosen: Mapping[str, Admitted], expected: Mapping[str, Any]) -> list[Measurement]:
+    def _quality(
+        self, chosen: Mapping[str, Admitted], expected: Mapping[str, Any], whole: bool = True
+    ) -> list[Measurement]:
+        """Every metric's lines; unless `whole`, only up to the first metric that fails, the quickest being first."""
         self.progress("comparing with fp32")
         sessions = TrialSessions(self.bundle, {role: _written(one.candidate) for role, one in chosen.items()})
         data, limits = self.wish.calibration, self.wish.limits
-        found = self._observe(sessions, expected, data)
-        lines = [
-            line
-            for name, metric in self.metrics.items()
-            for line in metric.compare(expected[name], found[name], data, limits)
-        ]
+        lines: list[Measurement] = []
+        for name in sorted(self.metrics, key=lambda name: name not in _QUICK):
+            metric = self.metrics[name]
+            found = metric.observe(self.bundle, sessions, data, expected[name])
+            lines += metric.compare(expected[name], found, data, limits)
+            if not whole and not all(line.passed for line in lines):
+                break
         for line in lines:
             if not line.passed:
                 self.progress(f"{line.stage[6:]}: {line.metric} is {line.value:.4g}, the limit {line.limit:.4g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,13 @@ def convolutions(path: Path) -> list[str]:
     model = onnx.load(path, load_external_data=False)
     inputs = {info.name for info in model.graph.input}
     return [node.name for node in model.graph.node if node.op_type == "Conv" and node.input[0] not in inputs]
+
+
+def convolution_sizes(path: Path) -> dict[str, int]:
+    """Elements of the kernels of every convolution of a graph by its name."""
+    graph = onnx.load(path, load_external_data=False).graph
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
+    return {node.name: sizes.get(node.input[1], 0) for node in graph.node if node.op_type == "Conv"}
 
 
 def fold(source: Path, target: Path) -> bool:
@@ -94,6 +102,82 @@ def quantise_convolutions(
         )
     _shield(target, left_out)
     return {KERNEL: len(set(convolutions(folded)) - set(left_out))}
+
+
+class Restorable:
+    """A graph with int8 convolutions, of which some can be had as they were, without the tool's long work.
+
+    It computes in fp32 with weights and tensors rounded as the int8 graph rounds them.
+
+    Args:
+        quantised: written by `quantise_convolutions`, nothing kept.
+        folded: the graph that it was made of.
+    """
+
+    def __init__(self, quantised: Path, folded: Path) -> None:
+        self._before, self._all = onnx.load(folded), frozenset(convolutions(folded))
+        self._makers = {name: node for node in self._before.graph.node for name in node.output}
+        model = onnx.load(quantised)
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        restoring = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        self._weights = {
+            node.name: self._restored(restoring[node.input[1]]) for node in model.graph.node if node.name in self._all
+        }
+        self._rounded = dict(self._roundings(model))
+
+    def write(self, names: Collection[str], target: Path) -> None:
+        """Writes the graph with the convolutions of those names in fp32, and what is between them and no others."""
+        model, chosen = onnx.ModelProto(), self._all - set(names)
+        model.CopyFrom(self._before)
+        for node in model.graph.node:
+            if node.name in chosen:
+                weights = numpy_helper.from_array(self._weights[node.name], f"{node.input[1]}.rounded")
+                model.graph.initializer.append(weights)
+                node.input[1] = weights.name
+        self._round(model.graph, chosen)
+        onnx.save_model(model, target)
+
+    def _round(self, graph: onnx.GraphProto, chosen: Collection[str]) -> None:
+        """Rounds the tensors that chosen convolutions make or read."""
+        read = {name for node in graph.node if node.name in chosen for name in node.input[:1]}
+        wanted = {name for name in self._rounded if name in read or self._is_made_by(name, chosen)}
+        nodes = []
+        for node in graph.node:
+            for place, name in enumerate(node.input):
+                if name in wanted:
+                    node.input[place] = f"{name}.rounded"
+            nodes.append(node)
+            nodes += [made for name in node.output if name in wanted for made in self._rounding(name)]
+        graph.initializer.extend(self._constants[used] for name in sorted(wanted) for used in self._rounded[name])
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    def _rounding(self, name: str) -> list[onnx.NodeProto]:
+        range_ = self._rounded[name]
+        return [
+            helper.make_node("QuantizeLinear", [name, *range_], [f"{name}.int8"], f"{name}.quantise"),
+            helper.make_node("DequantizeLinear", [f"{name}.int8", *range_], [f"{name}.rounded"], f"{name}.restore"),
+        ]
+
+    def _is_made_by(self, tensor: str, chosen: Collection[str]) -> bool:
+        maker = self._makers.get(tensor)
+        return maker is not None and _belongs(maker, chosen, self._makers)
+
+    def _restored(self, node: onnx.NodeProto) -> Any:
+        values, scales = (numpy_helper.to_array(self._constants[name]) for name in node.input[:2])
+        return values.astype(np.float32) * scales.reshape(-1, *[1] * (values.ndim - 1))
+
+    def _roundings(self, model: onnx.ModelProto) -> Iterator[tuple[str, tuple[str, str]]]:
+        """Scale and zero of every tensor that is rounded; rounding does the work of an activation that bounds it."""
+        have = {node.name for node in model.graph.node}
+        bounding = {
+            node.input[0]: node.output[0]
+            for node in self._before.graph.node
+            if node.op_type in ("Clip", "Relu") and node.name not in have
+        }
+        for node in model.graph.node:
+            if node.op_type == "QuantizeLinear":
+                yield bounding.get(node.input[0], node.input[0]), (node.input[1], node.input[2])
 
 
 def _shield(path: Path, kept: Collection[str]) -> None:

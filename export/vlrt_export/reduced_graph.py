@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import onnx
 from vlrt.manifest import GraphSpec
 from vlrt_export.graph_weights import GraphWeights
 from vlrt_export.precision import store_exact_halves
-from vlrt_export.reduced_convolutions import convolutions, fold, quantise_convolutions
+from vlrt_export.reduced_convolutions import (
+    Restorable,
+    convolution_sizes,
+    convolutions,
+    fold,
+    quantise_convolutions,
+)
 from vlrt_export.reduced_products import Rewrite, matrices, to_blocks, to_int8
 from vlrt_export.reduced_storage import to_halves
 
@@ -98,8 +105,25 @@ class Workshop:
         """Names of what a kind would reduce, each of which can be kept."""
         if kind == FP16:
             return []
-        found = matrices(GraphWeights(self._source))
-        return found + (convolutions(self._folded) if self._reduces_convolutions(kind) else [])
+        return matrices(GraphWeights(self._source)) + self.convolutions(kind)
+
+    def convolutions(self, kind: str) -> list[str]:
+        """Names of the convolutions among them."""
+        return convolutions(self._folded) if self._reduces_convolutions(kind) else []
+
+    def weight(self, parts: Collection[str]) -> int:
+        """Elements of the weights of some parts."""
+        return sum(self._elements[part] for part in parts)
+
+    @cached_property
+    def _elements(self) -> dict[str, int]:
+        graph = GraphWeights(self._source)
+        found = {name: graph.size(name) for name in matrices(graph)}
+        return found | (convolution_sizes(self._folded) if self._convolves else {})
+
+    def restorable(self, made: Candidate) -> Restorable | None:
+        """A candidate with convolutions in int8, to have single ones of them as they were."""
+        return Restorable(made.path, self._folded) if self._reduces_convolutions(made.kind) else None
 
     def make(self, kind: str, kept: Collection[str] = ()) -> Candidate | None:
         """Writes a candidate; `None` where nothing is left to reduce."""

@@ -15,7 +15,7 @@ from vlrt.engines import EngineOptions
 from vlrt.engines.onnxruntime import OnnxRuntimeSession
 from vlrt.manifest import GraphSpec, TensorSpec
 from vlrt_export.gate_speed import executed_kernels
-from vlrt_export.reduced_convolutions import convolutions, fold, quantise_convolutions
+from vlrt_export.reduced_convolutions import Restorable, convolution_sizes, convolutions, fold, quantise_convolutions
 from vlrt_export.trial import Call
 
 SPEC = GraphSpec(
@@ -80,6 +80,7 @@ def error(path: Path, folded: Path) -> float:
 
 def test_the_layer_on_the_pixels_is_no_candidate(folded: Path) -> None:
     assert convolutions(folded) == ["deep", "project", "last"]
+    assert convolution_sizes(folded) == {"stem": 216, "deep": 72, "project": 64, "last": 64}
 
 
 def test_what_is_reduced_runs_reduced_and_stays_close(folded: Path, tmp_path: Path) -> None:
@@ -100,6 +101,25 @@ def test_a_kept_convolution_is_not_reduced_behind_our_back(folded: Path, tmp_pat
     assert ran["Conv"] + ran["FusedConv"] == 2
     (tmp_path / "all").mkdir()
     assert error(path, folded) <= error(reduced(folded, tmp_path / "all")[0], folded) * 1.01
+
+
+def test_what_a_convolution_costs_is_known_without_making_the_graph_again(folded: Path, tmp_path: Path) -> None:
+    path, _ = reduced(folded, tmp_path)
+    restorable, trial = Restorable(path, folded), tmp_path / "trial.onnx"
+
+    def error_without(*names: str) -> float:
+        restorable.write(names, trial)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(str(trial), options, providers=["CPUExecutionProvider"])
+        expected = run(folded)
+        return float(np.sqrt(np.square(session.run(None, pixels(99))[0] - expected).mean()) / expected.std())
+
+    assert error_without() == pytest.approx(error(path, folded), rel=0.1)
+    assert error_without("deep", "project", "last") < 1e-6
+    (tmp_path / "kept").mkdir()
+    kept, _ = reduced(folded, tmp_path / "kept", "project", "last")
+    assert error_without("project", "last") == pytest.approx(error(kept, folded), rel=0.1)
 
 
 def test_large_graphs_are_left(folded: Path, tmp_path: Path) -> None:
