@@ -8,6 +8,7 @@
 #include "attention_few.h"
 #include "attention_threads.h"
 #include "attention_tile.h"
+#include "scratch.h"
 
 namespace vlrt::kernels {
 
@@ -19,7 +20,7 @@ void attend_few(const AttentionShape& shape, const Attended& attended, const Par
   const std::size_t heads = shape.batch * shape.heads;
   const std::size_t tasks = tasks_for(heads, heads * shape.keys * (shape.width + shape.value_width));
   run_all(parallel, tasks, [&](std::size_t task) {
-    float* const room = scratch.reserve(few_scratch(shape));
+    float* const room = scratch.room(few_scratch(shape));
     for (std::size_t i = task * heads / tasks; i < (task + 1) * heads / tasks; ++i) {
       attend_few_avx512(shape, attended, i / shape.heads, i % shape.heads, room);
     }
@@ -104,7 +105,7 @@ class Many {
     const std::size_t query = shape_.width * kTileQueries;
     const std::size_t block = std::min(kBlockKeys, shape_.keys) * kTileQueries;
     const std::size_t sums = rounded_up(shape_.value_width, kGroup) * kTileQueries;
-    float* const room = scratch.reserve(query + 2 * block + sums + keys + values);
+    float* const room = scratch.room(query + 2 * block + sums + keys + values);
     const TileScratch tile{room, room + query, room + query + block, room + query + 2 * block};
     const PackedHead packed{tile.sums + sums, tile.sums + sums + keys};
     const std::size_t batch = piece->head / shape_.heads, head = piece->head % shape_.heads;

@@ -7,6 +7,7 @@
 #include "attention.h"
 #include "attention_few.h"
 #include "attention_threads.h"
+#include "scratch.h"
 
 namespace vlrt::kernels {
 
@@ -117,7 +118,7 @@ void attention_cached_f32(const CachedShape& shape, const Cached& cached, const 
     for (std::size_t i = task * units / tasks; i < (task + 1) * units / tasks; ++i) {
       const CachedHead one(shape, cached, i / shape.key_heads, i % shape.key_heads);
       one.append();
-      one.attend_each(scratch.reserve(one.scratch_needed()));
+      one.attend_each(scratch.room(one.scratch_needed()));
     }
   });
 }

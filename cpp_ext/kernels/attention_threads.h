@@ -1,36 +1,14 @@
-// What the kinds of attention share: room that a thread keeps, and work spread over threads.
+// How both kinds of attention are spread over threads.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <memory>
 #include <new>
 
 #include "parallel.h"
 
 namespace vlrt::kernels {
-
-// Floats on a cache-line border that a thread keeps from call to call.
-class Scratch {
- public:
-  float* reserve(std::size_t count) {
-    if (count > count_) {
-      floats_.reset();
-      count_ = 0;
-      floats_.reset(static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t{64})));
-      count_ = count;
-    }
-    return floats_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* floats) const { ::operator delete[](floats, std::align_val_t{64}); }
-  };
-  std::unique_ptr<float[], Free> floats_;
-  std::size_t count_ = 0;
-};
 
 // A body must not throw, the caller may.
 template <class Body>
