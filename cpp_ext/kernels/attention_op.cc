@@ -51,8 +51,7 @@ class Attention {
   Sizes regrouped(const Sizes& q, const Sizes& k, const Sizes& v, const Tensor& mask) const {
     const bool joined = query_layout_.axes == Axes::bt_hd && output_layout_.axes == Axes::bt_hd;
     const bool in_order = query_layout_.parts == 1 && mask.data == nullptr;
-    if (!joined || !in_order || k.batch == 0 || v.batch != k.batch || (q.batch * q.tokens) % k.batch != 0)
-      return q;
+    if (!joined || !in_order || k.batch == 0 || v.batch != k.batch || q.batch % k.batch != 0) return q;
     return {k.batch, q.heads, q.batch * q.tokens / k.batch, q.width};
   }
 

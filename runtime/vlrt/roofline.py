@@ -26,6 +26,9 @@ from vlrt.engines import EngineOptions
 from vlrt.errors import VlrtError
 from vlrt.product_kernels import OURS, PRODUCTS
 
+_WINDOWS = {"Conv1x1": 1, "Conv3x3": 9}
+"""Convolutions of our own, whose packed weights do not show their window."""
+
 _RUNS = 3
 _MEGABYTES = 256
 
@@ -107,8 +110,8 @@ def operations(kernel: Mapping[str, Any]) -> int:
     if not inputs or not outputs:
         return 0
     name, made = kernel["op_name"], math.prod(outputs[0])
-    if name == "Conv3x3":
-        return 2 * made * inputs[0][1] * 9
+    if name in _WINDOWS:
+        return 2 * made * inputs[0][1] * _WINDOWS[name]
     if "Conv" in name:
         return 2 * made * math.prod(inputs[1][1:]) if len(inputs) > 1 else 0
     if name == "Attention" and len(inputs) > 2 and len(inputs[1]) > 2:
