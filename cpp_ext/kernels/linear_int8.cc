@@ -20,6 +20,7 @@ constexpr std::size_t kMostTask = std::size_t{512} << 10;
 // Bytes of x in a task: so many stay in a core's own cache beside weights.
 constexpr std::size_t kMostBlock = std::size_t{384} << 10;
 constexpr std::size_t kPanelsAtOnce = 4, kFewTiles = 16;
+constexpr std::size_t kBlockRows = 3 * QuantisedRows::kTileRows, kManyBlocks = 6;
 
 void prefetch_for_write(const float* line) {
 #if defined(__GNUC__)
@@ -126,14 +127,34 @@ QuantisedRows& scratch() {
   return rows;
 }
 
+// Some rows by themselves, on one thread: none waits for another's bytes of x.
+void multiply_rows(const LinearShape& shape, const float* x, const std::int8_t* packed,
+                   const Int8Columns& columns, const Epilogue& epilogue, float* y) {
+  QuantisedRows& rows = scratch();
+  rows.quantise(x, shape.rows, shape.inner, serial());
+  const Product product{rows, packed, columns, epilogue, y};
+  multiply(product, {0, rows.tiles(), 0, product.panels()});
+}
+
 }  // namespace
 
 void linear_int8(const LinearShape& shape, const float* x, const std::int8_t* packed, const float* scales,
                  const std::int32_t* sums, const Epilogue& epilogue, float* y, const Parallel& parallel) {
   if (shape.rows == 0 || shape.columns == 0) return;
+  const Int8Columns columns{shape.columns, scales, sums};
+  const std::size_t blocks = pieces(shape.rows, kBlockRows);
+  if (blocks >= kManyBlocks * parallel.threads()) {
+    parallel(blocks, [&](std::size_t index) {
+      const std::size_t first = shape.rows * index / blocks, end = shape.rows * (index + 1) / blocks;
+      const float* residual = epilogue.residual ? epilogue.residual + first * shape.columns : nullptr;
+      multiply_rows({end - first, shape.inner, shape.columns}, x + first * shape.inner, packed, columns,
+                    {epilogue.bias, residual, epilogue.activation}, y + first * shape.columns);
+    });
+    return;
+  }
   QuantisedRows& rows = scratch();
   rows.quantise(x, shape.rows, shape.inner, parallel);
-  const Product product{rows, packed, {shape.columns, scales, sums}, epilogue, y};
+  const Product product{rows, packed, columns, epilogue, y};
   const Split tasks = split(product, parallel.threads());
   parallel(tasks.blocks * tasks.parts, [&](std::size_t index) { multiply(product, tasks.task(index)); });
 }

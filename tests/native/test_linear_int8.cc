@@ -170,7 +170,8 @@ TEST(linear_int8_agrees_with_sums_of_whole_numbers) {
 TEST(linear_int8_spreads_large_products_over_tasks) {
   if (kernels::level() < kernels::Level::avx512_vnni) return;
   TorchGenerator generator(12);
-  for (const LinearShape& shape : {LinearShape{1, 1100, 700}, {70, 9000, 20}, {40, 130, 800}}) {
+  for (const LinearShape& shape :
+       {LinearShape{1, 1100, 700}, {70, 9000, 20}, {40, 130, 800}, {700, 20, 35}}) {
     const Case large(shape, generator);
     CHECK(agrees(large, Activation::none));
     CHECK(large.run(Activation::none, kernels::serial()) ==
