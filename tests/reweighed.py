@@ -15,6 +15,7 @@ from vlrt.bundle import Bundle
 from vlrt.decode import StepModel
 from vlrt.engines import EngineOptions
 from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.prepared import open_file
 from vlrt.manifest import Manifest
 from vlrt_export.graph import Graph, Plan
 
@@ -33,11 +34,11 @@ class Reweighed:
         for graph in plan.graphs:
             spec = self.manifest.graphs[graph.role]
             if graph.role in kept:
-                self.sessions[graph.role] = OnnxRuntimeSession(spec, folder / spec.file, EngineOptions(threads=1))
+                self.sessions[graph.role] = open_file(spec, folder / spec.file, EngineOptions(threads=1))
                 continue
             path = target / spec.file
             onnx.save_model(replace_weights(onnx.load(folder / spec.file), graph), path)
-            self.sessions[graph.role] = OnnxRuntimeSession(spec, path, EngineOptions(threads=1))
+            self.sessions[graph.role] = open_file(spec, path, EngineOptions(threads=1))
 
     def run_chain(self, roles: Iterable[str], arrays: Mapping[str, Array]) -> dict[str, Array]:
         known, produced = dict(arrays), {}
