@@ -16,8 +16,9 @@ namespace vlrt::ort {
 namespace {
 
 using Factory = const CustomOp* (*)();
-constexpr Factory kOperators[] = {linear_op,  linear_int8_op, attention_op,  cached_attention_op, conv1x1_op,
-                                  conv3x3_op, group_norm_op,  gated_gelu_op, embed_int8_op};
+constexpr Factory kOperators[] = {linear_op,     linear_int8_op, attention_op,  cached_attention_op,
+                                  conv1x1_op,    conv3x3_op,     group_norm_op, gated_gelu_op,
+                                  embed_int8_op, layer_norm_op};
 
 // The domain with its operators, made once: sessions go on using it until the process ends.
 Status* make_domain(const Api* api, Domain*& domain) {

@@ -14,5 +14,6 @@ const CustomOp* conv3x3_op();
 const CustomOp* gated_gelu_op();
 const CustomOp* group_norm_op();
 const CustomOp* embed_int8_op();
+const CustomOp* layer_norm_op();
 
 }  // namespace vlrt::ort

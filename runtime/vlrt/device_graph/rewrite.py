@@ -12,12 +12,13 @@ from vlrt.device_graph.convolution import CONV1X1, CONV3X3, is_mostly_ours, repl
 from vlrt.device_graph.embedding import EMBED_INT8, replace_embeddings
 from vlrt.device_graph.gated_gelu import GATED_GELU, replace_gated_units
 from vlrt.device_graph.group_norm import GROUP_NORM, replace_group_norms
+from vlrt.device_graph.layer_norm import LAYER_NORM, replace_layer_norms
 from vlrt.device_graph.linear import replace_products
 from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.products import LINEAR, LINEAR_INT8
 from vlrt.device_graph.shape_rules import infer
 
-VERSION = 7
+VERSION = 8
 """Raised whenever the same graph would be rewritten differently, so that what was kept of before is made again."""
 
 _AVX512, _VNNI = 1, 2
@@ -30,6 +31,7 @@ _OPERATORS = {
     CONV3X3: _AVX512,
     GATED_GELU: _AVX512,
     GROUP_NORM: _AVX512,
+    LAYER_NORM: _AVX512,
     EMBED_INT8: _VNNI,
     LINEAR: _AVX512,
     LINEAR_INT8: _VNNI,
@@ -74,6 +76,8 @@ def rewrite(source: Path, graph: Path, weights: Path, level: int) -> Counts:
         replace_cached_attention(model, shapes)
     if GROUP_NORM in operators:
         replace_group_norms(model, shapes)
+    if LAYER_NORM in operators:
+        replace_layer_norms(model)
     if GATED_GELU in operators:
         replace_gated_units(model, shapes)
     if CONV3X3 in operators:
