@@ -9,8 +9,9 @@
 
 namespace vlrt::kernels {
 
-inline constexpr std::size_t kTile = 4;         // rows and columns of the output
-inline constexpr std::size_t kBlockTiles = 16;  // a vector
+inline constexpr std::size_t kTile = 4;          // rows and columns of the output
+inline constexpr std::size_t kSide = kTile + 2;  // and of the input
+inline constexpr std::size_t kBlockTiles = 16;   // a vector
 
 // Tiles side by side in one row of tiles of one picture.
 struct TileRun {

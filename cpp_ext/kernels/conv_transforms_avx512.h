@@ -8,7 +8,7 @@
 
 namespace vlrt::kernels {
 
-inline constexpr std::size_t kSide = 6, kPlaces = kSide * kSide;
+inline constexpr std::size_t kPlaces = kSide * kSide;
 
 // One channel's tiles of a block to 36 vectors, `stride` floats from one to the next.
 // `picture` points to the channel in the first picture, the next picture's lies `apart` floats on.

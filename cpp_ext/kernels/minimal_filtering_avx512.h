@@ -6,9 +6,9 @@
 
 #include <immintrin.h>
 
-namespace vlrt::kernels::filtering {
+#include "conv_tiles.h"
 
-inline constexpr int kTile = 4, kSide = 6;
+namespace vlrt::kernels::filtering {
 
 inline constexpr float kA = 0.625F, kB = 1.5F, kA2 = kA * kA, kB2 = kB * kB;
 
