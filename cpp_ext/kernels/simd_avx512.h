@@ -84,10 +84,4 @@ VLRT_VECTOR __m512 normal_probability_from_half(__m512 x) {
   return _mm512_mul_ps(x, q);
 }
 
-// To 2e-7.
-VLRT_VECTOR __m512 erf_ps(__m512 x) {
-  const __m512 half = normal_probability_from_half(_mm512_mul_ps(x, _mm512_set1_ps(1.414213562f)));
-  return _mm512_add_ps(half, half);
-}
-
 }  // namespace vlrt::kernels
