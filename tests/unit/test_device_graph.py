@@ -446,3 +446,22 @@ def test_lower_levels_leave_the_rest_to_onnxruntime(tmp_path: Path) -> None:
     before = saved(case, tmp_path)
     assert not device_graph.rewrite(before, tmp_path / "a.onnx", tmp_path / "a.bin", 1).ours
     assert not device_graph.rewrite(before, tmp_path / "a.onnx", tmp_path / "a.bin", 0).ours
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "apart"),
+    [
+        (f"y = {CONV}(x, w)", "float[40,32,3,3] w", True),
+        ("y = Conv(x, w)", "float[40,32,1,1] w", False),
+        (f"a = {CONV}(x, w) y = Conv<pads=[2,2,2,2]>(a, v)", "float[40,32,3,3] w, float[40,40,5,5] v", False),
+        (f"a = {CONV}(x, w) y = Conv(a, v)", "float[40,32,3,3] w, float[40,40,1,1] v", True),
+    ],
+)
+def test_onnxruntime_leaves_channels_apart_where_products_are_saved(
+    body: str, weights: str, apart: bool, tmp_path: Path
+) -> None:
+    case = convolution("channels", body, weights=weights)
+    model = onnx.parser.parse_model(f"{HEAD} {case.signature} {{ {case.body} }}")
+    model.graph.initializer.extend(weights_of(case))
+    onnx.save(model, tmp_path / "graph.onnx")
+    assert device_graph.keeps_channels_apart(tmp_path / "graph.onnx") == apart

@@ -23,7 +23,7 @@ _LEAST_CHANNELS = 32
 """With fewer channels on either side moving them about costs as much as multiplying them."""
 
 _MOSTLY = 0.75
-"""Share of a graph's filters that is ours from which onnxruntime keeps out of its blocked layout."""
+"""Share of a graph's filters, those that save products, from which onnxruntime keeps out of its blocked layout."""
 
 
 @dataclass
@@ -59,22 +59,23 @@ def replace_convolutions(model: Model, shapes: Shapes) -> None:
         model.replace(found.nodes, _operator(model, found, weight))
 
 
-def is_mostly_ours(model: Model) -> bool:
-    """Whether most of a graph's convolutions, by their weights, are such as `replace_convolutions` replaces.
+def saves_most_products(model: Model) -> bool:
+    """Whether most of a graph's convolutions, by their weights, are of 3x3 and among those that are replaced.
 
-    onnxruntime's own layout of channels in blocks is faster for convolutions of other sizes; it must be left out while
-    a graph is optimised, since it hides those that are ours.
+    onnxruntime's own layout of channels in blocks is as fast where no products are saved, and faster for small pictures
+    (a ResNet's). It must be left out while a graph is optimised, since it hides the convolutions that are ours.
     """
-    ours = others = 0
+    saving = others = 0
     for node in model.nodes:
         tensor = model.tensors.get(node.input(1)) if node.kind in _KINDS else None
         if tensor is None:
             continue
-        if _filters(model, node) is not None:
-            ours += tensor.size
+        weight = _filters(model, node)
+        if weight is not None and _WINDOWS[weight.shape[2:]][0] == CONV3X3:
+            saving += tensor.size
         else:
             others += tensor.size
-    return ours > _MOSTLY * (ours + others)
+    return saving > _MOSTLY * (saving + others)
 
 
 def _filters(model: Model, node: Node) -> Array | None:

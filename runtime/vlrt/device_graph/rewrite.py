@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlrt.device_graph.attention import ATTENTION, replace_attention
 from vlrt.device_graph.cached_attention import CACHED_ATTENTION, join_queries, replace_cached_attention
-from vlrt.device_graph.convolution import CONV1X1, CONV3X3, is_mostly_ours, replace_convolutions
+from vlrt.device_graph.convolution import CONV1X1, CONV3X3, replace_convolutions, saves_most_products
 from vlrt.device_graph.embedding import EMBED_INT8, replace_embeddings
 from vlrt.device_graph.gated_gelu import GATED_GELU, replace_gated_units
 from vlrt.device_graph.group_norm import GROUP_NORM, replace_group_norms
@@ -18,7 +18,7 @@ from vlrt.device_graph.model import DOMAIN, Model
 from vlrt.device_graph.products import LINEAR, LINEAR_INT8
 from vlrt.device_graph.shape_rules import infer
 
-VERSION = 8
+VERSION = 9
 """Raised whenever the same graph would be rewritten differently, so that what was kept of before is made again."""
 
 _AVX512, _VNNI = 1, 2
@@ -98,7 +98,7 @@ def keeps_channels_apart(source: Path) -> bool:
         ValueError: not a graph that is understood.
         OSError: the file cannot be read.
     """
-    return is_mostly_ours(Model(source))
+    return saves_most_products(Model(source))
 
 
 def count(model: Model) -> Counts:
