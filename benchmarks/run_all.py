@@ -58,6 +58,10 @@ SCRIPTS = {
     "sampling": Script("sampler_loop.py"),
     "a UNet's step": Script("unet_step.py", arguments=("--latents", "32", "64", "--runs", "3")),
     "a cascade": Script("cascade.py"),
+    "codes of a picture": Script("image_tokens.py"),
+    "DALL·E mini": Script("dalle_mini.py", "dalle-mini"),
+    "first token": Script("first_token.py"),
+    "first token of BLIP": Script("first_token.py", "blip"),
     "kernels": Script("kernels.py"),
     "installation": Script("footprint.py"),
 }
@@ -122,7 +126,7 @@ def _script(script: Script, given: argparse.Namespace) -> Any:
         command += ["--threads", str(given.threads)]
     if '"--json"' not in text:
         return _run(command).splitlines()
-    target = given.output / f"{path.stem}.json"
+    target = given.output / f"{'-'.join(filter(None, (path.stem, script.model)))}.json"
     _run([*command, "--json", str(target)])
     return json.loads(target.read_text("utf-8"))
 
