@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import importlib.util
 import os
 import shutil
@@ -38,6 +41,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in absent]
         config.hook.pytest_deselected(items=absent)
     config.stash[_MISSING] = [item.nodeid for item in absent]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tracing is made quick as soon as a test may trace; see tests/quick_tracing.py."""
+    if "vlrt_export.trace" in sys.modules:
+        _quicken_tracing()
+
+
+@functools.cache
+def _quicken_tracing() -> None:
+    _load_beside("quick_tracing").quicken()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -132,12 +146,28 @@ def diffusers_folders() -> ModuleType:
     return _load_beside("diffusers_folders")
 
 
+@contextlib.contextmanager
+def _made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that all test processes share, and whether it is already made; the first to come makes it."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    with open(folder.with_name(f"{name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder.with_name(f"{name}.made")
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield folder, made.exists()
+        made.touch()
+
+
 @pytest.fixture(scope="session")
 def stable_diffusion(diffusers_folders: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny Stable Diffusion in diffusers' layout, and the bundle made of it. Do not change them."""
-    folder = tmp_path_factory.mktemp("stable-diffusion")
-    diffusers_folders.write_stable_diffusion(folder / "source", diffusers_folders.unet())
-    diffusers_folders.export("stable-diffusion", folder / "source", folder / "bundle")
+    with _made_once(tmp_path_factory, "stable-diffusion") as (folder, made):
+        if not made:
+            diffusers_folders.write_stable_diffusion(folder / "source", diffusers_folders.unet())
+            diffusers_folders.export("stable-diffusion", folder / "source", folder / "bundle")
     return folder / "source", folder / "bundle"
 
 
@@ -154,8 +184,10 @@ def small_codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     sizes = {"hidden": 8, "residual": 4, "blocks": 1, "width": 4, "codebook": 16}
     entry = Entry("vq-vae", ("tokenize", "detokenize", "reconstruct"), "")
-    target = tmp_path_factory.mktemp("codec") / "small-codec"
-    write_bundle(vq_vae.build(Request("small-codec", entry, random=True, options={"sizes": sizes})), target)
+    with _made_once(tmp_path_factory, "codec") as (folder, made):
+        target = folder / "small-codec"
+        if not made:
+            write_bundle(vq_vae.build(Request("small-codec", entry, random=True, options={"sizes": sizes})), target)
     return target
 
 
