@@ -15,6 +15,8 @@ import vlrt
 from vlrt import manifest, zoo
 from vlrt.bundle import Bundle
 from vlrt.commands import info as info_command
+from vlrt.commands import inspect as inspect_command
+from vlrt.sections import TensorSpec
 
 Run = Callable[..., Any]
 
@@ -158,6 +160,12 @@ def test_verify_notices_a_graph_that_computes_something_else(command: Run, tiny:
     assert "7 files as exported" in printed.out
     assert "FAILED image.regions" in printed.out
     assert "ok     pixels" in printed.out
+
+
+def test_layers_are_shown_once_for_each_of_their_shapes() -> None:
+    shapes = (4, 8, 4)
+    tensors = tuple(TensorSpec(f"key.{i}", "float32", ("batch", size)) for i, size in enumerate(shapes))
+    assert inspect_command._shapes(tensors) == "key.* [batch, 4], key.* [batch, 8]"
 
 
 def test_a_bundle_without_goldens(command: Run, tiny: ModuleType, tiny_copy: Path) -> None:

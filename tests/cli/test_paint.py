@@ -89,6 +89,15 @@ def test_the_command_repeats_the_picture(
     assert first == second
 
 
+def test_without_a_prompt_it_says_that_it_paints_the_empty_one(
+    command: Run, place: Path, latent_bundle: Path, classes_bundle: Path
+) -> None:
+    """A model without words has none to miss."""
+    done = command("run", "generate", "--model", latent_bundle, "-o", "a.png")
+    assert (done.code, done.err) == (0, "no PROMPT is given: the empty one is painted\n")
+    assert command("run", "generate", "--model", classes_bundle, "--label", 0, "-o", "b.png").err == ""
+
+
 def test_several_pictures_are_a_grid_and_each_a_file(command: Run, place: Path, latent_bundle: Path) -> None:
     done = command("run", "generate", "a dog", "--model", latent_bundle, "-o", "g.png", "--seed", 5, "--count", 3)
     assert done.out.splitlines() == ["g.png: 3 pictures, 16x16, seed 5"] + [

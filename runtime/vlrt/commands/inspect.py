@@ -89,9 +89,6 @@ def _print(opened: Bundle, found: Manifest) -> None:
 
 
 def _shapes(specs: tuple[TensorSpec, ...]) -> str:
-    """Tensors of every layer, `key.0` and so on, are shown once."""
-    shown: dict[str, str] = {}
-    for spec in specs:
-        name = re.sub(r"\.\d+$", ".*", spec.name)
-        shown.setdefault(name, f"{name} [{', '.join(map(str, spec.shape))}]")
-    return ", ".join(shown.values())
+    """Tensors of every layer, `key.0` and so on, are shown once for each shape that there is."""
+    shown = (f"{re.sub(r'[.][0-9]+$', '.*', spec.name)} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+    return ", ".join(dict.fromkeys(shown))

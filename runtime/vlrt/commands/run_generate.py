@@ -31,4 +31,7 @@ def generate(prompt: str, model: str | None, device: str, threads: int, **given:
 
     running, options = split_options(given)
     painter: Painter | Drawer = load("generate", model, device=device, threads=threads, keep_loaded=running.keep_loaded)
+    described = painter.bundle.manifest
+    if not prompt.strip() and (described.image_tokens or (described.diffusion and described.diffusion.prompts)):
+        click.echo("no PROMPT is given: the empty one is painted", err=True)
     run_painting(running, "generate", lambda hooks: painter.batch(prompt, **options, **hooks), model)
