@@ -331,6 +331,12 @@ LEFT = [
         ", float[rows,1,length,length] mask",
         "rows,3,length,4",
     ),
+    Case(
+        "attention in double precision",
+        "(double[batch,3,length,4] q, double[batch,3,4,length] k) => (double[batch,3,length,length] y)",
+        "s = MatMul(q, k) p = Softmax<axis=-1>(s) y = MatMul(p, s)",
+        "",
+    ),
     attention("softmax over heads", KEYS + "s = MatMul(qt, kk) p = Softmax<axis=1>(s)" + ENDS, ""),
     attention(
         "softmax over queries",

@@ -119,6 +119,21 @@ def test_a_graph_that_is_not_understood_runs_as_onnxruntime_made_it(
 
 
 @needs_kernels
+def test_a_rewritten_graph_that_onnxruntime_refuses_is_not_run(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = results(open_session(bundle, ROLE, EngineOptions()))
+
+    def without_operators(*_: object) -> None:
+        """As a library of kernels that lacks some."""
+
+    monkeypatch.setattr(custom_kernels, "register", without_operators)
+    for opened in (Bundle.open(bundle.path), bundle):
+        with pytest.warns(VlrtWarning, match=r"`caption_step\.onnx` cannot be prepared .* cannot be loaded"):
+            assert_equal(results(open_session(opened, ROLE, EngineOptions())), expected)
+
+
+@needs_kernels
 def test_a_full_disk_is_no_obstacle(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

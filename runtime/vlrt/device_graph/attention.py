@@ -8,12 +8,18 @@ from dataclasses import dataclass, replace
 from vlrt.device_graph.model import DOMAIN, Dim, Model, Shape
 from vlrt.device_graph.nodes import Node, Value
 from vlrt.device_graph.shapes import Shapes
+from vlrt.device_graph.tensors import FLOAT
 
 ATTENTION = "Attention"
 
 _JOINED = "bt(hd)"
 _LAYOUTS = ("bhtd", "bhdt", "bthd")
 """Orders of batch, head, token and dimension that our operator reads and writes where they lie, beside `_JOINED`."""
+
+_FROM_BYTES = ("com.microsoft.DynamicQuantizeMatMul", "com.microsoft.MatMulIntegerToFloat", "vlrt.EmbedInt8")
+"""Operators that make float32 of bytes."""
+
+_TYPED_BY_SECOND = ("Where", "DequantizeLinear", "com.microsoft.DequantizeLinear")
 
 _MOST_PARTS = 9
 """Parts of one tensor that our operator tells apart."""
@@ -59,6 +65,8 @@ def _replace_written_out(model: Model, shapes: Shapes, softmax: Node) -> None:
     product = model.sole_reader(softmax.outputs[0])
     if shape is None or len(shape) != 4 or product is None or product.kind not in _PRODUCTS:
         return
+    if not _is_single(model, softmax.inputs[0]):
+        return
     over_rows = axis in (-2, 2)  # the scores are transposed: a row for each key
     if not over_rows and axis not in (-1, 3):
         return
@@ -76,6 +84,19 @@ def _replace_written_out(model: Model, shapes: Shapes, softmax: Node) -> None:
         if rows is not None:
             after, query, out = [*after, rows[0]], rows[1], rows[2]
         model.replace(nodes + after, _operator(replace(scores, query=query, key=key), value, out, heads))
+
+
+def _is_single(model: Model, name: str) -> bool:
+    """Whether a tensor is in float32, as far as that can be followed back: through what operators read first."""
+    while True:
+        tensor, node = model.tensors.get(name), model.producer(name)
+        if node is None:
+            return (model.elements.get(name, 0) if tensor is None else tensor.element) == FLOAT
+        if node.kind == "Cast":
+            return node.whole("to", 0) == FLOAT
+        if node.kind in _FROM_BYTES:
+            return True
+        name = node.input(1 if node.kind in _TYPED_BY_SECOND else 0)
 
 
 def _operator(scores: _Scores, value: _Side, out: _Side, heads: int) -> Node:
@@ -262,7 +283,7 @@ def _replace_operator(model: Model, shapes: Shapes, node: Node) -> None:
     plain = not any(node.inputs[_MOST_PLAIN:]) and not any(node.outputs[1:]) and not node.whole("unidirectional", 0)
     if not plain or heads < 1 or len(found) != _MOST_PLAIN or query is None or not isinstance(query[-1], int):
         return
-    if any(shape is None or len(shape) != 3 for shape in found):
+    if any(shape is None or len(shape) != 3 for shape in found) or not _is_single(model, node.inputs[0]):
         return
     scale = node.number("scale", 0.0) or 1.0 / math.sqrt(query[-1] // heads)
     sides = [_whole(model, shapes, _Side(name, _JOINED)) for name in node.inputs[:_MOST_PLAIN]]

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntim
     kept = GraphCache(bundle, spec, f"onnxruntime {load_library().__version__} {options.device}", kernels)
     found = kept.find()
     if found is not None:
-        return _open_prepared(spec, found, options)
+        return _open_prepared(spec, found, options, lambda: bundle.graph(role)[1])
     spec, path = bundle.graph(role)
     if not (is_worth_rewriting if level else is_worth_caching)(spec, path):
         return OnnxRuntimeSession(spec, path, options)
@@ -58,7 +59,9 @@ def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntim
     except (OSError, BundleError) as error:
         return _open_unprepared(spec, path, options, error)
     made = kept.made()
-    return OnnxRuntimeSession(spec, path, options) if made is None else _open_prepared(spec, made, options)
+    if made is None:
+        return OnnxRuntimeSession(spec, path, options)
+    return _open_prepared(spec, made, options, lambda: path)
 
 
 def open_file(spec: GraphSpec, path: Path, options: EngineOptions) -> OnnxRuntimeSession:
@@ -76,15 +79,21 @@ def open_file(spec: GraphSpec, path: Path, options: EngineOptions) -> OnnxRuntim
     except OSError:  # a cache that cannot be written is no reason not to run
         return OnnxRuntimeSession(spec, path, options)
     try:
-        return _open_prepared(spec, _prepare(spec, path, options, folder), options)
+        return _open_prepared(spec, _prepare(spec, path, options, folder), options, lambda: path)
     except (OSError, BundleError) as error:
         return _open_unprepared(spec, path, options, error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until its session goes
 
 
-def _open_prepared(spec: GraphSpec, path: Path, options: EngineOptions) -> OnnxRuntimeSession:
-    return OnnxRuntimeSession(spec, path, options, Form(optimised=True, kernels=path.name == REWRITTEN))
+def _open_prepared(
+    spec: GraphSpec, prepared: Path, options: EngineOptions, given: Callable[[], Path]
+) -> OnnxRuntimeSession:
+    """Loads a prepared graph; the one that it was made of if onnxruntime should refuse it."""
+    try:
+        return OnnxRuntimeSession(spec, prepared, options, Form(optimised=True, kernels=prepared.name == REWRITTEN))
+    except BundleError as error:
+        return _open_unprepared(spec, given(), options, error)
 
 
 def _open_unprepared(spec: GraphSpec, path: Path, options: EngineOptions, error: Exception) -> OnnxRuntimeSession:
