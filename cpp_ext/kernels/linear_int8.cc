@@ -41,8 +41,8 @@ struct Product {
   const Epilogue& epilogue;
   float* y;
 
-  std::size_t panel_bytes() const { return x.steps() * 4 * kPanelColumns; }
-  std::size_t panels() const { return pieces(columns.count, kPanelColumns); }
+  std::size_t panel_bytes() const { return x.steps() * 4 * kInt8Panel; }
+  std::size_t panels() const { return pieces(columns.count, kInt8Panel); }
 };
 
 // A rectangle of tiles of x and panels of weights.
@@ -85,7 +85,7 @@ struct Panels {
 void expect(const Product& product, std::size_t tile, const Panels& panels) {
   for (std::size_t row = product.x.first_row(tile); row < product.x.first_row(tile + 1); ++row) {
     for (std::size_t index = 0; index < panels.count; ++index) {
-      prefetch_for_write(product.y + row * product.columns.count + panels[index] * kPanelColumns);
+      prefetch_for_write(product.y + row * product.columns.count + panels[index] * kInt8Panel);
     }
   }
 }
@@ -100,9 +100,9 @@ void multiply_tile(const Product& product, std::size_t tile, const Panels& panel
   expect(product, tile, panels);
   sum_products(numbers, sums);
   const RowScale* scales = product.x.scales() + row;
-  const std::size_t stride = panels.count * kPanelColumns;
+  const std::size_t stride = panels.count * kInt8Panel;
   for (std::size_t index = 0; index < panels.count; ++index) {
-    finish_panel({row, rows, panels[index], scales, sums + index * kPanelColumns, stride}, product.columns,
+    finish_panel({row, rows, panels[index], scales, sums + index * kInt8Panel, stride}, product.columns,
                  product.epilogue, product.y);
   }
 }
@@ -111,7 +111,7 @@ void multiply_tile(const Product& product, std::size_t tile, const Panels& panel
 // runs.
 void multiply(const Product& product, const Task& task) {
   std::size_t panel = task.first_panel;
-  for (std::size_t count = tile_panels(product.x.most_rows()); count != 0; count /= 2) {
+  for (std::size_t count = int8_tile_panels(product.x.most_rows()); count != 0; count /= 2) {
     const std::size_t apart = (task.end_panel - panel) / count;
     for (std::size_t index = 0; index < apart; ++index) {
       for (std::size_t tile = task.first_tile; tile < task.end_tile; ++tile) {

@@ -6,8 +6,8 @@
 
 namespace vlrt::kernels {
 
-inline constexpr std::size_t kPanelColumns = 16;
-inline constexpr std::size_t kTileSums = 12 * 2 * kPanelColumns;  // the most a tile has
+inline constexpr std::size_t kInt8Panel = 16;
+inline constexpr std::size_t kTileSums = 12 * 2 * kInt8Panel;  // the most a tile has
 
 struct Int8Tile {
   const std::uint8_t* x;         // [steps][rows][4]
@@ -16,7 +16,7 @@ struct Int8Tile {
 };
 
 // How many panels one tile of so many rows can have: more read more places at once, fewer fit the registers.
-inline constexpr std::size_t tile_panels(std::size_t rows) {
+inline constexpr std::size_t int8_tile_panels(std::size_t rows) {
   return rows <= 6 ? 4 : 2;
 }
 
