@@ -100,11 +100,11 @@ class Many {
     const bool known = packed_here.call == call_;
     const auto piece = pieces_.next(known ? std::optional(packed_here.head) : std::nullopt);
     if (!piece) return;
-    const std::size_t keys = rounded_up(shape_.keys, kGroup) * shape_.width;
-    const std::size_t values = shape_.keys * rounded_up(shape_.value_width, kGroup);
+    const std::size_t keys = rounded_up(shape_.keys, kInterleaved) * shape_.width;
+    const std::size_t values = shape_.keys * rounded_up(shape_.value_width, kInterleaved);
     const std::size_t query = shape_.width * kTileQueries;
     const std::size_t block = std::min(kBlockKeys, shape_.keys) * kTileQueries;
-    const std::size_t sums = rounded_up(shape_.value_width, kGroup) * kTileQueries;
+    const std::size_t sums = rounded_up(shape_.value_width, kInterleaved) * kTileQueries;
     float* const room = scratch.room(query + 2 * block + sums + keys + values);
     const TileScratch tile{room, room + query, room + query + block, room + query + 2 * block};
     const PackedHead packed{tile.sums + sums, tile.sums + sums + keys};

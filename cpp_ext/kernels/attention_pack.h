@@ -5,7 +5,7 @@
 
 namespace vlrt::kernels {
 
-inline constexpr std::size_t kGroup = 8;
+inline constexpr std::size_t kInterleaved = 8;
 
 // A matrix of floats in memory.
 struct Grid {

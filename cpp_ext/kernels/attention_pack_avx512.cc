@@ -12,8 +12,8 @@ VLRT_VECTOR __mmask8 first(std::size_t count) {
 }
 
 // Eight vectors as the rows of a square: turned about its diagonal.
-VLRT_VECTOR void transpose(__m256 (&rows)[kGroup]) {
-  __m256 pairs[kGroup], fours[kGroup];
+VLRT_VECTOR void transpose(__m256 (&rows)[kInterleaved]) {
+  __m256 pairs[kInterleaved], fours[kInterleaved];
   for (std::size_t i = 0; i < 4; ++i) {
     pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
     pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
@@ -34,7 +34,7 @@ VLRT_VECTOR void transpose(__m256 (&rows)[kGroup]) {
 
 // Masked stores are slow, so whole groups go without.
 VLRT_VECTOR void store(float* target, __m256 values, std::size_t kept) {
-  if (kept == kGroup) {
+  if (kept == kInterleaved) {
     _mm256_storeu_ps(target, values);
   } else {
     _mm256_mask_storeu_ps(target, first(kept), values);
@@ -42,7 +42,7 @@ VLRT_VECTOR void store(float* target, __m256 values, std::size_t kept) {
 }
 
 VLRT_VECTOR __m256 load(const float* source, std::size_t count) {
-  return count == kGroup ? _mm256_loadu_ps(source) : _mm256_maskz_loadu_ps(first(count), source);
+  return count == kInterleaved ? _mm256_loadu_ps(source) : _mm256_maskz_loadu_ps(first(count), source);
 }
 
 // Rows lie far apart, where the processor does not look ahead by itself. Past the end nothing is fetched.
@@ -65,19 +65,19 @@ void copy_columns(const float* source, const Grid& grid, float factor, float* ta
 // At most eight columns.
 VLRT_VECTOR void turn_square(const float* source, const Grid& grid, std::size_t columns, float factor,
                              float* target, std::ptrdiff_t target_step, std::size_t kept) {
-  __m256 rows[kGroup];
+  __m256 rows[kInterleaved];
 #pragma GCC unroll 8
-  for (std::size_t row = 0; row < kGroup; ++row) {
+  for (std::size_t row = 0; row < kInterleaved; ++row) {
     rows[row] = _mm256_setzero_ps();
     if (row < grid.rows) {
-      fetch(source + static_cast<std::ptrdiff_t>(kGroup) * grid.row_step);
+      fetch(source + static_cast<std::ptrdiff_t>(kInterleaved) * grid.row_step);
       rows[row] = _mm256_mul_ps(load(source, columns), _mm256_set1_ps(factor));
       source += grid.row_step;
     }
   }
   transpose(rows);
 #pragma GCC unroll 8
-  for (std::size_t column = 0; column < kGroup; ++column) {
+  for (std::size_t column = 0; column < kInterleaved; ++column) {
     if (column < columns) store(target, rows[column], kept);
     target += target_step;
   }
@@ -86,16 +86,16 @@ VLRT_VECTOR void turn_square(const float* source, const Grid& grid, std::size_t 
 void turn_rows(const float* source, const Grid& grid, float factor, float* target, std::ptrdiff_t target_step,
                std::size_t kept) {
   Grid whole = grid;
-  whole.rows = kGroup;
-  for (std::size_t column = 0; column < grid.columns; column += kGroup) {
-    const std::size_t columns = std::min(kGroup, grid.columns - column);
-    if (grid.rows == kGroup && columns == kGroup) {
-      turn_square(source, whole, kGroup, factor, target, target_step, kGroup);
+  whole.rows = kInterleaved;
+  for (std::size_t column = 0; column < grid.columns; column += kInterleaved) {
+    const std::size_t columns = std::min(kInterleaved, grid.columns - column);
+    if (grid.rows == kInterleaved && columns == kInterleaved) {
+      turn_square(source, whole, kInterleaved, factor, target, target_step, kInterleaved);
     } else {
       turn_square(source, grid, columns, factor, target, target_step, kept);
     }
-    source += kGroup;
-    target += static_cast<std::ptrdiff_t>(kGroup) * target_step;
+    source += kInterleaved;
+    target += static_cast<std::ptrdiff_t>(kInterleaved) * target_step;
   }
 }
 
@@ -115,7 +115,7 @@ void copy_each(const float* source, const Grid& grid, float factor, float* targe
 
 void interleave_avx512(const float* source, const Grid& grid, float factor, float* target,
                        std::ptrdiff_t target_step, bool keep) {
-  const std::size_t filled = keep ? grid.rows : kGroup;
+  const std::size_t filled = keep ? grid.rows : kInterleaved;
   if (grid.row_step == 1) {
     copy_columns(source, grid, factor, target, target_step, filled);
   } else if (grid.column_step == 1) {

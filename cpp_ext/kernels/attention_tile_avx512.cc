@@ -24,7 +24,7 @@ VLRT_VECTOR void keep_in_register(__m512& x) {
 }
 
 template <std::size_t N>
-VLRT_VECTOR void add_products(const float* eight, const float* lanes, Vectors<N> (&sums)[kGroup]) {
+VLRT_VECTOR void add_products(const float* eight, const float* lanes, Vectors<N> (&sums)[kInterleaved]) {
   __m512 factors[N];
 #pragma GCC unroll 3
   for (std::size_t n = 0; n < N; ++n) {
@@ -32,7 +32,7 @@ VLRT_VECTOR void add_products(const float* eight, const float* lanes, Vectors<N>
     keep_in_register(factors[n]);
   }
 #pragma GCC unroll 8
-  for (std::size_t i = 0; i < kGroup; ++i) {
+  for (std::size_t i = 0; i < kInterleaved; ++i) {
     const __m512 one = _mm512_set1_ps(eight[i]);
 #pragma GCC unroll 3
     for (std::size_t n = 0; n < N; ++n) sums[i][n] = _mm512_fmadd_ps(one, factors[n], sums[i][n]);
@@ -66,8 +66,8 @@ class Tile {
   // [tokens of the tile, lanes] -> [lanes][tokens of the tile]; tokens beyond the last are zeros.
   void take(const float* source, const Strides& steps, std::size_t lanes, float factor, float* target) const {
     const float* from = at(source, steps, tile_.batch, tile_.head, tile_.first);
-    for (std::size_t token = 0; token < kStep; token += kGroup) {
-      const std::size_t rows = token < tile_.count ? std::min(kGroup, tile_.count - token) : 0;
+    for (std::size_t token = 0; token < kStep; token += kInterleaved) {
+      const std::size_t rows = token < tile_.count ? std::min(kInterleaved, tile_.count - token) : 0;
       interleave_avx512(from + (rows == 0 ? 0 : static_cast<std::ptrdiff_t>(token) * steps.token),
                         {rows, lanes, steps.token, steps.lane}, factor, target + token, kStep);
     }
@@ -87,16 +87,16 @@ class Tile {
     for (std::size_t n = 0; n < N; ++n) fading[n] = exp2_ps(_mm512_sub_ps(greatest_[n], greatest[n]));
     std::copy_n(greatest, N, greatest_);
     weigh(keys, fading);
-    for (std::size_t lane = 0; lane < shape_.value_width; lane += kGroup) {
-      add_values(packed_.values + lane * shape_.keys + key * kGroup, keys, key == 0 ? nullptr : fading,
+    for (std::size_t lane = 0; lane < shape_.value_width; lane += kInterleaved) {
+      add_values(packed_.values + lane * shape_.keys + key * kInterleaved, keys, key == 0 ? nullptr : fading,
                  scratch_.sums + lane * kStep);
     }
   }
 
   template <bool masked>
   void score(std::size_t key, std::size_t keys, Vectors<N>& greatest) const {
-    for (std::size_t i = 0; i < keys; i += kGroup) {
-      const std::size_t rows = std::min(kGroup, keys - i);
+    for (std::size_t i = 0; i < keys; i += kInterleaved) {
+      const std::size_t rows = std::min(kInterleaved, keys - i);
       score_group<masked>(packed_.keys + (key + i) * shape_.width, scratch_.mask + i * kStep, rows,
                           scratch_.scores + i * kStep, greatest);
     }
@@ -105,18 +105,18 @@ class Tile {
   template <bool masked>
   void score_group(const float* keys, const float* mask, std::size_t rows, float* scores,
                    Vectors<N>& greatest) const {
-    Vectors<N> sums[kGroup];
+    Vectors<N> sums[kInterleaved];
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < kGroup; ++i) {
+    for (std::size_t i = 0; i < kInterleaved; ++i) {
 #pragma GCC unroll 3
       for (std::size_t n = 0; n < N; ++n) sums[i][n] = _mm512_setzero_ps();
     }
     const float* query = scratch_.query;
-    for (std::size_t lane = 0; lane < shape_.width; ++lane, keys += kGroup, query += kStep) {
+    for (std::size_t lane = 0; lane < shape_.width; ++lane, keys += kInterleaved, query += kStep) {
       add_products<N>(keys, query, sums);
     }
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < kGroup; ++i) {
+    for (std::size_t i = 0; i < kInterleaved; ++i) {
       if (i >= rows) break;
 #pragma GCC unroll 3
       for (std::size_t n = 0; n < N; ++n) {
@@ -150,18 +150,18 @@ class Tile {
 
   // Eight dimensions of the values; a null `fading` says that nothing was summed before.
   void add_values(const float* values, std::size_t keys, const __m512* fading, float* target) const {
-    Vectors<N> sums[kGroup];
+    Vectors<N> sums[kInterleaved];
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < kGroup; ++i) {
+    for (std::size_t i = 0; i < kInterleaved; ++i) {
 #pragma GCC unroll 3
       for (std::size_t n = 0; n < N; ++n) sums[i][n] = _mm512_setzero_ps();
     }
     const float* weights = scratch_.scores;
-    for (std::size_t key = 0; key < keys; ++key, values += kGroup, weights += kStep) {
+    for (std::size_t key = 0; key < keys; ++key, values += kInterleaved, weights += kStep) {
       add_products<N>(values, weights, sums);
     }
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < kGroup; ++i) {
+    for (std::size_t i = 0; i < kInterleaved; ++i) {
 #pragma GCC unroll 3
       for (std::size_t n = 0; n < N; ++n) {
         float* const place = target + i * kStep + kLanes * n;
@@ -208,8 +208,8 @@ class Tile {
       }
       return;
     }
-    for (std::size_t lane = 0; lane < shape_.value_width; lane += kGroup) {
-      const Grid grid{std::min(kGroup, shape_.value_width - lane), tile_.count,
+    for (std::size_t lane = 0; lane < shape_.value_width; lane += kInterleaved) {
+      const Grid grid{std::min(kInterleaved, shape_.value_width - lane), tile_.count,
                       static_cast<std::ptrdiff_t>(kStep), 1};
       interleave_avx512(scratch_.sums + lane * kStep, grid, 1.0f, out + lane, steps.token, true);
     }
@@ -228,16 +228,16 @@ class Tile {
 void pack_head(const AttentionShape& shape, const Attended& attended, std::size_t batch, std::size_t head,
                const PackedHead& packed) {
   const Strides &keys = attended.key_at, &values = attended.value_at;
-  for (std::size_t key = 0; key < shape.keys; key += kGroup) {
-    const Grid grid{std::min(kGroup, shape.keys - key), shape.width, keys.token, keys.lane};
+  for (std::size_t key = 0; key < shape.keys; key += kInterleaved) {
+    const Grid grid{std::min(kInterleaved, shape.keys - key), shape.width, keys.token, keys.lane};
     interleave_avx512(at(attended.key, keys, batch, head, key), grid, 1.0f, packed.keys + key * shape.width,
-                      kGroup);
+                      kInterleaved);
   }
   const float* value = at(attended.value, values, batch, head, 0);
-  for (std::size_t lane = 0; lane < shape.value_width; lane += kGroup) {
-    const Grid grid{std::min(kGroup, shape.value_width - lane), shape.keys, values.lane, values.token};
+  for (std::size_t lane = 0; lane < shape.value_width; lane += kInterleaved) {
+    const Grid grid{std::min(kInterleaved, shape.value_width - lane), shape.keys, values.lane, values.token};
     interleave_avx512(value + static_cast<std::ptrdiff_t>(lane) * values.lane, grid, 1.0f,
-                      packed.values + lane * shape.keys, kGroup);
+                      packed.values + lane * shape.keys, kInterleaved);
   }
 }
 

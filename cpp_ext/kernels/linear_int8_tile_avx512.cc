@@ -53,7 +53,7 @@ void sum_tile(const Int8Tile& tile, std::int32_t* out) {
   for (std::size_t row = 0; row < R; ++row) {
 #pragma GCC unroll 4
     for (std::size_t panel = 0; panel < P; ++panel) {
-      _mm512_storeu_si512(out + (row * P + panel) * kPanelColumns, sums[row][panel]);
+      _mm512_storeu_si512(out + (row * P + panel) * kInt8Panel, sums[row][panel]);
     }
   }
 }

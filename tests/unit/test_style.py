@@ -53,6 +53,21 @@ def test_cpp_is_formatted() -> None:
     run(tool("clang-format"), "--dry-run", "--Werror", *files)
 
 
+def test_headers_name_each_thing_once() -> None:
+    """Two of one name in one namespace would be merged by the linker without a word."""
+    kinds = r"(?:class|struct|enum class) (\w+)(?: : [\w:]+)? \{"
+    functions_and_constants = r"(?:inline |constexpr |VLRT_VECTOR )+[\w:<>*& ]+?[ *&](\w+)(?: =|\(|\{)"
+    defined = re.compile(rf"^(?:{kinds}|{functions_and_constants})", re.MULTILINE)
+    seen: dict[str, Path] = {}
+    for path in sorted((ROOT / "cpp_ext").rglob("*.h")):
+        text = path.read_text("utf-8")
+        namespace = "".join(re.findall(r"^namespace ([\w:]+) \{", text, re.MULTILINE)[:1])
+        for name in {f"{namespace}::{''.join(match)}" for match in defined.findall(text)}:
+            assert name not in seen, f"{path.name} and {seen[name].name} both define {name}"
+            seen[name] = path
+    assert "vlrt::kernels::tile_panels" in seen
+
+
 def test_sources_name_no_machine() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if listed.returncode:
