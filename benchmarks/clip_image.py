@@ -2,10 +2,11 @@
 
     vlrt export clip-vit-b-32 --random -o BUNDLE
     vlrt export clip-vit-b-32 --source BUNDLE --precision int8 -o clip-vit-b-32-int8
-    python benchmarks/clip_image.py BUNDLE [--threads N] [--repeats N] [--json FILE]
+    python benchmarks/clip_image.py BUNDLE [--openvino FP32_BUNDLE] [--threads N] [--repeats N] [--json FILE]
 
 The reference has the sizes of the bundle's own graph, taken from the zoo by the bundle's name, and random weights: both
-sides do the same arithmetic. Prints medians and tenth percentiles at batch 1, throughput over batch, and what the
+sides do the same arithmetic. `--openvino` adds a third: that bundle's image graph on `openvino:CPU`, in bf16 where the
+processor has it. Prints medians and tenth percentiles at batch 1, throughput over batch, and what the
 learned-prompt inputs of the text graph cost.
 """
 
@@ -30,7 +31,7 @@ import transformers
 from vlrt import zoo
 from vlrt.bundle import Bundle
 from vlrt.embedding import DualEncoder
-from vlrt.engines import EngineOptions
+from vlrt.engines import EngineOptions, Session, Sessions
 from vlrt.errors import UsageError, VlrtError
 from vlrt_export.clip_checkpoint import random_clip
 from vlrt_export.clip_reference import transformers_clip
@@ -62,8 +63,10 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     return {"median_ms": round(statistics.median(times), 2), "p10_ms": round(tenth, 2)}
 
 
-def measure_images(encoder: DualEncoder, reference: Any, batches: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Batch by batch: both sides' latency, their ratio and the runtime's throughput."""
+def measure_images(
+    encoder: DualEncoder, reference: Any, batches: Sequence[int], repeats: int, openvino: Session | None
+) -> list[dict[str, Any]]:
+    """Batch by batch: every side's latency, the ratio to torch and the runtime's throughput."""
     session = encoder.sessions.get(encoder.spec.image[0])
     rows = []
     for batch in batches:
@@ -77,10 +80,15 @@ def measure_images(encoder: DualEncoder, reference: Any, batches: Sequence[int],
         def runtime(pixels: Any = pixels) -> None:
             session.run(**{encoder.image_spec.input: pixels})
 
-        times = alternate({"eager": eager, "vlrt": runtime}, repeats)
+        def beside(pixels: Any = pixels) -> None:
+            openvino.run(**{encoder.image_spec.input: pixels})  # type: ignore[union-attr]
+
+        others = {} if openvino is None else {"openvino": beside}
+        times = alternate({"eager": eager, "vlrt": runtime, **others}, repeats)
         ratio = statistics.median(times["eager"]) / statistics.median(times["vlrt"])
         rows.append(
             {"batch": batch, "torch_eager": summary(times["eager"]), "vlrt": summary(times["vlrt"])}
+            | {name: summary(times[name]) for name in others}
             | {"speedup": round(ratio, 2), "images_per_s": round(1000 * batch / statistics.median(times["vlrt"]), 1)}
         )
     return rows
@@ -117,6 +125,8 @@ def print_table(report: dict[str, Any]) -> None:
     for row in report["images"]:
         sides = [f"{row[side]['median_ms']:7.1f} {row[side]['p10_ms']:6.1f}" for side in ("torch_eager", "vlrt")]
         print(f"{row['batch']:5} {sides[0]:>14} {sides[1]:>14} {row['speedup']:8.2f}x {row['images_per_s']:9.1f}")
+        if "openvino" in row:
+            print(f"{'':5} openvino:CPU {row['openvino']['median_ms']:7.1f} {row['openvino']['p10_ms']:6.1f}")
     for row in report["texts"]:
         words, prompts, eager = (row[key]["median_ms"] for key in ("words", "prompts", "eager"))
         shape = f"{row['texts']} texts of {row['length']}"
@@ -127,6 +137,7 @@ def main() -> None:
     """Parses, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--openvino", type=Path, help="fp32 bundle of the same model")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
@@ -141,13 +152,17 @@ def main() -> None:
         raise UsageError(f"`{bundle.name}` is no vision transformer of the zoo", "export clip-vit-b-32 under that name")
     reference = transformers_clip(random_clip(entry.options, 0), None)
     encoder = DualEncoder(bundle, engine)
+    openvino = None
+    if options.openvino is not None:
+        on_openvino = EngineOptions("openvino:CPU", threads=engine.thread_count)
+        openvino = Sessions(Bundle.open(options.openvino), on_openvino).get(encoder.spec.image[0])
     report = {
         "bundle": bundle.name,
         "threads": engine.thread_count,
         "processor": _processor(),
         "versions": {m.__name__: m.__version__ for m in (torch, transformers, onnxruntime)},
         "load_average": os.getloadavg(),
-        "images": measure_images(encoder, reference, options.batches, options.repeats),
+        "images": measure_images(encoder, reference, options.batches, options.repeats, openvino),
         "texts": measure_texts(encoder, reference, options.repeats),
     }
     print_table(report)
