@@ -23,7 +23,7 @@ from decoder_step import bandwidth
 
 from vlrt.decode import DecodeOptions, StepBuffers, StepModel, generate
 from vlrt.engines import EngineOptions
-from vlrt.engines.onnxruntime import OnnxRuntimeSession
+from vlrt.engines.prepared import open_file
 from vlrt.manifest import DecodeSpec
 from vlrt_export.bundle_writer import write_graph
 from vlrt_export.dalle_graphs import PREFIX, patterns, states, step_graph
@@ -79,7 +79,7 @@ def side(name: str, attention: list[str], folder: Path, threads: int) -> Side:
     model = random_dalle(SIZES | {"attention": attention}, 0)
     graph = replace(step_graph(model.decoder, 1e-3), role=f"{name}_step")
     spec = write_graph(graph, folder)
-    session = OnnxRuntimeSession(spec, folder / spec.file, EngineOptions(threads=threads))
+    session = open_file(spec, folder / spec.file, EngineOptions(threads=threads))
     sizes = model.sizes
     decode = DecodeSpec(
         chain=("text",), step="step", vocabulary=sizes.codebook, start_ids=(0,) * sizes.positions, end_ids=(), pad_id=0,
