@@ -17,7 +17,7 @@ import click
 
 import vlrt
 from vlrt.commands.lazy import LazyGroup
-from vlrt.errors import VlrtError, VlrtWarning
+from vlrt.errors import VlrtError, VlrtNote, VlrtWarning
 
 COMMANDS = {
     "run": ("vlrt.commands.run:run", "Caption, answer, match, search, classify, embed; paint."),
@@ -93,7 +93,7 @@ def _plain_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             if issubclass(category, VlrtWarning):
-                click.echo(f"warning: {message}", err=True)
+                click.echo(f"{'note' if issubclass(category, VlrtNote) else 'warning'}: {message}", err=True)
             else:
                 shown(message, category, *place, **more)
 

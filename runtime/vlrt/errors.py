@@ -55,3 +55,7 @@ class ImageError(VlrtError):
 
 class VlrtWarning(UserWarning):
     """Something that was done otherwise than its user may think; the command line shows it in one line."""
+
+
+class VlrtNote(VlrtWarning):
+    """Something that takes long, and only this once."""

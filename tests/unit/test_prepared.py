@@ -12,9 +12,9 @@ import pytest
 
 from vlrt import device_graph
 from vlrt.bundle import Bundle
-from vlrt.engines import EngineOptions, Session, custom_kernels, graph_cache, open_session
+from vlrt.engines import EngineOptions, Session, custom_kernels, graph_cache, open_session, prepared
 from vlrt.engines.prepared import open_file
-from vlrt.errors import VlrtWarning
+from vlrt.errors import VlrtNote, VlrtWarning
 
 ROLE = "caption_step"
 
@@ -163,3 +163,11 @@ def test_a_cache_that_cannot_be_written_leaves_graphs_to_onnxruntime(bundle: Bun
     cache.write_text("a file where the folder should be", "utf-8")
     results(open_session(bundle, ROLE, EngineOptions()))
     results(open_file(*bundle.graph(ROLE), EngineOptions()))
+
+
+@needs_kernels
+def test_long_preparations_are_told_once(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "_TAKES_LONG", 1)
+    with pytest.warns(VlrtNote, match="`caption_step.onnx` .* is prepared for this processor, once"):
+        open_session(bundle, ROLE, EngineOptions(threads=1))
+    open_session(bundle, ROLE, EngineOptions(threads=1))  # warnings are errors here

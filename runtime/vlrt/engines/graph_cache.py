@@ -115,16 +115,17 @@ class GraphCache:
 
 def is_worth_caching(spec: GraphSpec, path: Path) -> bool:
     """Whether the engine needs long to rewrite a graph: it has many nodes, or much that is stored as fp16."""
-    return (spec.storage == "fp16" and _stored(spec, path) >= _LARGE_HALVES) or _nodes(path) >= _MANY_NODES
+    return (spec.storage == "fp16" and stored(spec, path) >= _LARGE_HALVES) or _nodes(path) >= _MANY_NODES
 
 
 def is_worth_rewriting(spec: GraphSpec, path: Path) -> bool:
     """Whether kernels of our own are worth a copy of a graph's weights; `VLRT_KERNELS=always` says that all are."""
     always = os.environ.get("VLRT_KERNELS") == "always"
-    return always or _stored(spec, path) >= _MUCH or is_worth_caching(spec, path)
+    return always or stored(spec, path) >= _MUCH or is_worth_caching(spec, path)
 
 
-def _stored(spec: GraphSpec, path: Path) -> int:
+def stored(spec: GraphSpec, path: Path) -> int:
+    """Bytes of a graph on disk, its weights included."""
     return sum((path.parent / name).stat().st_size for name in (path.name, *spec.external))
 
 

@@ -20,14 +20,17 @@ from vlrt.engines.graph_cache import (
     GraphCache,
     is_worth_caching,
     is_worth_rewriting,
+    stored,
 )
 from vlrt.engines.onnxruntime import Form, OnnxRuntimeSession, load_library
 from vlrt.engines.session import EngineOptions
-from vlrt.errors import BundleError, VlrtWarning
+from vlrt.errors import BundleError, VlrtNote, VlrtWarning
 from vlrt.folders import cache_folder
 from vlrt.manifest import GraphSpec
 
 _SAVED = "saved"
+_TAKES_LONG = 1 << 30
+"""Bytes of a graph from which preparing it is worth a word: some seconds for each of them."""
 
 
 def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntimeSession:
@@ -52,6 +55,9 @@ def open_cached(bundle: Bundle, role: str, options: EngineOptions) -> OnnxRuntim
     if not level:
         with kept.making() as target:
             return OnnxRuntimeSession(spec, path, options, Form(save_to=target))
+    if (size := stored(spec, path)) >= _TAKES_LONG:
+        what = f"`{spec.file}` ({size / 1e9:.1f} GB) is prepared for this processor, once"
+        warnings.warn(what, VlrtNote, stacklevel=2)
     try:
         with kept.making() as target:
             if target is not None:
