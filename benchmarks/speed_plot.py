@@ -37,10 +37,13 @@ def ratios(path: Path) -> Iterator[tuple[str, float]]:
         yield from _of_unet(name, found["steps"])
     elif "images" in found:
         row = found["images"][0]
-        yield f"{name}, image", row["torch_eager"]["median_ms"] / row["vlrt"]["median_ms"]
+        yield f"{name} image", row["torch_eager"]["median_ms"] / row["vlrt"]["median_ms"]
     elif all({"vlrt", "hf"} <= set(row) for row in found.values()):
         for part, row in found.items():
-            yield f"{name}, {part}", row["hf"]["median"] / row["vlrt"]["median"]
+            yield (
+                f"{name} {part.replace(',', '').replace('decoding', 'decode')}",
+                row["hf"]["median"] / row["vlrt"]["median"],
+            )
     else:
         raise ValueError(f"`{path}` was written by none of the scripts that compare with torch")
 
@@ -50,7 +53,7 @@ def _of_unet(name: str, steps: list[dict[str, Any]]) -> Iterator[tuple[str, floa
         medians = {side: statistics.median(seconds) for side, seconds in step["seconds"].items()}
         for side, median in medians.items():
             if side != "torch":
-                yield f"{name}, {'vlrt' if side == 'cpu' else side}", medians["torch"] / median
+                yield f"{name} {'vlrt' if side == 'cpu' else side}", medians["torch"] / median
 
 
 def main() -> None:
@@ -62,7 +65,7 @@ def main() -> None:
     values = {label: (ratio, ratio) for path in given.results for label, ratio in ratios(path)}
     if len(values) > _MOST:
         raise ValueError(f"{len(values)} bars are too many for one picture; give fewer files")
-    picture = bars("Times as fast as torch eager fp32, the same weights side by side", "×", values, given.machine)
+    picture = bars("Times as fast as torch eager fp32, the same weights side by side", "x", values, given.machine)
     drawn = io.BytesIO()
     picture.save(drawn, "PNG", optimize=True)
     write_whole(given.output, drawn.getvalue())
