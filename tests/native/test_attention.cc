@@ -6,11 +6,11 @@
 #include <cmath>
 #include <limits>
 #include <string>
-#include <thread>
 
 #include "attention.h"
 #include "check.h"
 #include "cpu.h"
+#include "kernel_cases.h"
 #include "vlrt/noise.h"
 
 namespace vlrt::test {
@@ -142,17 +142,6 @@ struct Case {
     return static_cast<std::size_t>(untouched) == out.floats.size() - written;
   }
 };
-
-// The last first, on two threads.
-void backwards(void*, std::size_t count, Parallel::Body body, void* data) {
-  std::thread odd([&] {
-    for (std::size_t index = count; index-- > 0;)
-      if (index % 2 == 1) body(data, index);
-  });
-  for (std::size_t index = count; index-- > 0;)
-    if (index % 2 == 0) body(data, index);
-  odd.join();
-}
 
 AttentionShape sized(std::size_t queries, std::size_t keys, std::size_t width, std::size_t value_width) {
   return {2, 3, queries, keys, width, value_width, 0.1f};

@@ -6,10 +6,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <thread>
 
 #include "check.h"
 #include "cpu.h"
+#include "kernel_cases.h"
 #include "linear_f32.h"
 #include "vlrt/aligned.h"
 #include "vlrt/noise.h"
@@ -21,9 +21,6 @@ namespace {
 using kernels::Activation;
 using kernels::LinearShape;
 using kernels::Parallel;
-
-constexpr Activation kActivations[] = {Activation::none,      Activation::relu,       Activation::gelu,
-                                       Activation::gelu_tanh, Activation::quick_gelu, Activation::silu};
 
 std::vector<float> random_floats(TorchGenerator& generator, std::size_t count) {
   std::vector<float> values(count);
@@ -71,17 +68,6 @@ bool agrees(const Case& c, Activation activation) {
       if (!near(y[row * c.shape.columns + column], c.expected(activation, row, column), tolerance))
         return false;
   return true;
-}
-
-// The last first, on two threads.
-void backwards(void*, std::size_t count, Parallel::Body body, void* data) {
-  std::thread odd([&] {
-    for (std::size_t index = count; index-- > 0;)
-      if (index % 2 == 1) body(data, index);
-  });
-  for (std::size_t index = count; index-- > 0;)
-    if (index % 2 == 0) body(data, index);
-  odd.join();
 }
 
 float activated(Activation activation, float x) {

@@ -6,10 +6,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <thread>
 
 #include "check.h"
 #include "cpu.h"
+#include "kernel_cases.h"
 #include "linear_int8.h"
 #include "linear_int8_rows.h"
 #include "vlrt/aligned.h"
@@ -23,9 +23,6 @@ using kernels::Activation;
 using kernels::LinearShape;
 using kernels::Parallel;
 using kernels::RowScale;
-
-constexpr Activation kActivations[] = {Activation::none,      Activation::relu,       Activation::gelu,
-                                       Activation::gelu_tanh, Activation::quick_gelu, Activation::silu};
 
 std::vector<float> random_floats(TorchGenerator& generator, std::size_t count) {
   std::vector<float> values(count);
@@ -110,17 +107,6 @@ bool agrees(const Case& c, Activation activation) {
         return false;
     }
   return true;
-}
-
-// The last first, on two threads.
-void backwards(void*, std::size_t count, Parallel::Body body, void* data) {
-  std::thread odd([&] {
-    for (std::size_t index = count; index-- > 0;)
-      if (index % 2 == 1) body(data, index);
-  });
-  for (std::size_t index = count; index-- > 0;)
-    if (index % 2 == 0) body(data, index);
-  odd.join();
 }
 
 bool quantises(const std::vector<float>& x, std::size_t rows) {
